@@ -1,0 +1,5 @@
+"""`python -m blockmon`."""
+
+from blockmon.cli import main
+
+raise SystemExit(main())
