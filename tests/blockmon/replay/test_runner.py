@@ -1,0 +1,269 @@
+"""Scripts: the three forms in one file, what is printed, where an error stops it, what the waits wait for."""
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockmon.backend import CommandError
+from blockmon.replay.errors import ScriptError
+from blockmon.replay.runner import Runner
+from tests.blockmon.fakes import FakeBackend, event, job_status
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "data/schema-7.2.json").read_text())
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend({"query-block": [], "block-stream": {}, "query-jobs": [], "quit": {}}, SCHEMA)
+
+
+async def run(backend: FakeBackend, script: str, tmp_path: Path) -> str:
+    """Run *script* as the file "s" and return what it printed."""
+    path = tmp_path / "s"
+    path.write_text(script)
+    out = io.StringIO()
+    runner = Runner(backend, out)
+    try:
+        async with asyncio.timeout(10):
+            await runner.run(str(path))
+    except ScriptError as error:
+        error.args = (str(error).replace(str(path), "s"),)
+        raise
+    finally:
+        runner.close()
+    return out.getvalue()
+
+
+async def fails(backend: FakeBackend, script: str, tmp_path: Path) -> tuple[str, int]:
+    with pytest.raises(ScriptError) as caught:
+        await run(backend, script, tmp_path)
+    return str(caught.value), caught.value.status
+
+
+def sent(backend: FakeBackend) -> list[tuple[str, dict[str, Any]]]:
+    """What was executed for the script itself."""
+    return [call for call in backend.calls if call[0] not in ("query-commands", "query-qmp-schema", "query-jobs")]
+
+
+class TestCommands:
+    async def test_three_forms_comments_and_continuation(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["human-monitor-command"] = "one\r\ntwo\r\n"
+        backend.answers["query-block"] = [{"device": "é"}]
+        printed = await run(
+            backend,
+            "# a comment\n"
+            '{"execute": "block-stream",\n'
+            '   "arguments": {"device": "a"}}\n'
+            "\n"
+            "block-stream device=b \\\n"
+            "    speed=1M   \n"
+            "  # another\n"
+            "info block \\\n"
+            "  -n\n"
+            "query-block",
+            tmp_path,
+        )
+        assert sent(backend) == [
+            ("block-stream", {"device": "a"}),
+            ("block-stream", {"device": "b", "speed": 1 << 20}),
+            ("human-monitor-command", {"command-line": "info block -n"}),
+            ("query-block", {}),
+        ]
+        assert printed == '{}\n{}\none\ntwo\n[{"device": "\\u00e9"}]\n'
+
+    async def test_crlf_and_byte_order_mark(self, backend: FakeBackend, tmp_path: Path) -> None:
+        assert await run(backend, "\ufeffquery-block\r\nquery-block \\\r\n\r\n", tmp_path) == "[]\n[]\n"
+
+    async def test_json_alone_costs_no_query(self, backend: FakeBackend, tmp_path: Path) -> None:
+        await run(backend, '{"execute": "quit"}\n', tmp_path)
+        assert backend.calls == [("quit", {})]
+
+    async def test_server_without_introspection(self, tmp_path: Path) -> None:
+        backend = FakeBackend({"block-stream": {}})
+        await run(backend, "block-stream device=1 speed=2\n", tmp_path)
+        assert sent(backend) == [("block-stream", {"device": 1, "speed": 2})]
+
+    async def test_first_error_stops(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["block-stream"] = CommandError("GenericError", "Cannot find device='a' nor node-name=''")
+        error = await fails(backend, "\nquery-block\n\nblock-stream \\\n device=a\nquit\n", tmp_path)
+        assert error == ("s:4: block-stream: Cannot find device='a' nor node-name=''", 1)
+        assert ("quit", {}) not in backend.calls
+
+    async def test_hmp_error_stops(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["human-monitor-command"] = "Error: Block job 'x' not found\r\n"
+        assert await fails(backend, "block_job_cancel x\n", tmp_path) == (
+            "s:1: block_job_cancel: Block job 'x' not found",
+            1,
+        )
+
+    @pytest.mark.parametrize(
+        ("script", "error"),
+        [
+            ("query-block\n@wiat-job x ready\n", "s:2: unknown directive '@wiat-job'"),
+            ("block-stream device\n", "s:1: expected key=value, found 'device' (column 14)"),
+            ('\n{"execute": "quit",\n"arguments": nil}', "s:3: invalid JSON: Expecting value (column 14)"),
+            ('query-block\n{"execute": "quit"\nquery-block\n', "s:2: the file ends, but the JSON object is not closed"),
+            ("query-block \\", "s:1: the file ends, but the line is continued by \\"),
+            ("\n@wait-job x\n", "s:2: usage: @wait-job ID STATUS[|STATUS...] [timeout=5s]"),
+            ("@wait-job x done\n", "s:1: 'done' is not a job status"),
+            ("@wait-job x ready timeout=5x\n", "s:1: '5x' is not a duration such as 5s, 500ms or 2m (column 19)"),
+            ("@wait-event\n", "s:1: usage: @wait-event NAME"),
+            ("@wait-event X y\n", "s:1: usage: @wait-event NAME"),
+            ("@wait-event X \\\n  a='b\n", "s:2: the quoted value that begins here does not end (column 5)"),
+        ],
+    )
+    async def test_what_cannot_be_parsed(self, backend: FakeBackend, tmp_path: Path, script: str, error: str) -> None:
+        message, status = await fails(backend, script, tmp_path)
+        assert message.startswith(error)
+        assert status == 2
+
+    async def test_not_utf8(self, backend: FakeBackend, tmp_path: Path) -> None:
+        path = tmp_path / "latin1"
+        path.write_bytes(b"query-block\n# caf\xe9\n")
+        runner = Runner(backend, io.StringIO())
+        with pytest.raises(ScriptError, match=r"latin1:2: not UTF-8 at byte 6"):
+            await runner.run(str(path))
+
+    async def test_long_script_is_streamed(self, backend: FakeBackend, tmp_path: Path) -> None:
+        lines = 20_000
+        printed = await run(backend, '{"execute": "query-block"}\n' * lines, tmp_path)
+        assert printed == "[]\n" * lines
+
+
+class TestWaitEvent:
+    async def test_event_that_came_with_the_command(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["block-stream"] = lambda device: backend.emit(event("BLOCK_JOB_READY", device=device)) or {}
+        await run(backend, "block-stream device=a\nquery-block\n@wait-event BLOCK_JOB_READY device=a\n", tmp_path)
+
+    async def test_event_that_comes_later(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["block-stream"] = lambda device: backend.emit_later(event("X", len=5, on=True, no=None)) or {}
+        await run(backend, "block-stream device=a\n@wait-event X len=5 on=true no=null\n", tmp_path)
+
+    async def test_event_of_an_earlier_command_does_not_count(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["block-stream"] = lambda device: backend.emit(event("X")) or {}
+        script = "block-stream device=a\nquit\n@wait-event X timeout=20ms\n"
+        assert await fails(backend, script, tmp_path) == ("s:3: X did not come within 0.02 s; came: no event", 1)
+
+    async def test_event_counts_once_and_in_any_order(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["block-stream"] = lambda device: backend.emit(event("A"), event("B"), event("A")) or {}
+        start = "block-stream device=a\n@wait-event B\n@wait-event A\n@wait-event A\n"
+        await run(backend, start, tmp_path)
+        message, _ = await fails(backend, start + "@wait-event A timeout=20ms\n", tmp_path)
+        assert message == "s:5: A did not come within 0.02 s; came: no event"
+
+    @pytest.mark.parametrize(
+        "field", ["len=6", "len=5b", "on=1", "on=false", "text=yes", "in.side=2", "none=1", "len.x=5"]
+    )
+    async def test_other_values_do_not_match(self, backend: FakeBackend, tmp_path: Path, field: str) -> None:
+        data: dict[str, Any] = {"len": 5, "on": True, "text": "no", "in": {"side": 1}}
+        backend.answers["block-stream"] = lambda device: backend.emit(event("X", **data)) or {}
+        message, status = await fails(backend, f"block-stream device=a\n@wait-event X {field} timeout=20ms\n", tmp_path)
+        assert message == f"s:2: X {field} did not come within 0.02 s; came: X"
+        assert status == 1
+
+    async def test_values_inside_and_in_quotes(self, backend: FakeBackend, tmp_path: Path) -> None:
+        data: dict[str, Any] = {"text": "5", "other": "a b", "in": {"side": 1}}
+        backend.answers["block-stream"] = lambda device: backend.emit(event("X", **data)) or {}
+        await run(backend, "block-stream device=a\n@wait-event X text=5 other='a b' in.side=1\n", tmp_path)
+
+
+class TestWaitJob:
+    def stream(self, backend: FakeBackend, *events: dict[str, Any], later: bool = True) -> None:
+        """block-stream makes the job j, which causes *events*."""
+        backend.answers["block-stream"] = lambda **_: (
+            (backend.emit_later(*events, turns=20 if later else 0) if events else None) or {}
+        )
+
+    @pytest.mark.parametrize("later", [True, False])
+    @pytest.mark.parametrize("wanted", ["concluded", "success", "ready|concluded", "null", "running"])
+    async def test_job_that_succeeds_and_goes(
+        self, backend: FakeBackend, tmp_path: Path, wanted: str, later: bool
+    ) -> None:
+        self.stream(
+            backend,
+            *job_status("j", "created", "running", "waiting", "pending"),
+            event("BLOCK_JOB_COMPLETED", device="j", len=1, offset=1),
+            *job_status("j", "concluded", "null"),
+            later=later,
+        )
+        await run(backend, f"block-stream job-id=j device=a\n@wait-job j {wanted}\n", tmp_path)
+
+    @pytest.mark.parametrize("wanted", ["concluded", "success", "ready"])
+    async def test_job_that_fails_tells_its_error(self, backend: FakeBackend, tmp_path: Path, wanted: str) -> None:
+        self.stream(
+            backend,
+            *job_status("j", "created", "running", "aborting"),
+            event("BLOCK_JOB_COMPLETED", device="j", error="Input/output error"),
+            *job_status("j", "concluded", "null"),
+        )
+        message, status = await fails(backend, f"block-stream device=a\n@wait-job j {wanted}\n", tmp_path)
+        how = "ended without becoming ready" if wanted == "ready" else "failed"
+        assert message == f"s:2: job 'j' {how}: Input/output error"
+        assert status == 1
+
+    async def test_error_of_a_job_that_stays_is_asked_for(self, backend: FakeBackend, tmp_path: Path) -> None:
+        self.stream(backend, *job_status("j", "created", "running", "aborting", "concluded"))
+        backend.answers["query-jobs"] = [{"id": "j", "status": "concluded", "error": "No space left on device"}]
+        message, _ = await fails(backend, "block-stream device=a\n@wait-job j concluded\n", tmp_path)
+        assert message == "s:2: job 'j' failed: No space left on device"
+
+    async def test_failing_can_be_waited_for(self, backend: FakeBackend, tmp_path: Path) -> None:
+        self.stream(backend, *job_status("j", "created", "running", "aborting", "concluded", "null"))
+        await run(backend, "block-stream device=a\n@wait-job j aborting\n@wait-job j null\n", tmp_path)
+
+    async def test_cancelled_job_is_concluded_but_no_success(self, backend: FakeBackend, tmp_path: Path) -> None:
+        self.stream(
+            backend,
+            *job_status("j", "created", "running", "aborting"),
+            event("BLOCK_JOB_CANCELLED", device="j"),
+            *job_status("j", "concluded"),
+        )
+        backend.answers["query-jobs"] = [{"id": "j", "status": "concluded", "error": "Operation canceled"}]
+        await run(backend, "block-stream device=a\n@wait-job j concluded\n", tmp_path)
+        message, _ = await fails(backend, "block-stream device=a\n@wait-job j success\n", tmp_path)
+        assert message == "s:2: job 'j' was cancelled"
+
+    async def test_cancelled_job_that_is_gone(self, backend: FakeBackend, tmp_path: Path) -> None:
+        self.stream(
+            backend,
+            *job_status("j", "created", "running", "aborting"),
+            event("BLOCK_JOB_CANCELLED", device="j"),
+            *job_status("j", "concluded", "null"),
+        )
+        await run(backend, "block-stream device=a\n@wait-job j concluded\n", tmp_path)
+        message, _ = await fails(backend, "block-stream device=a\n@wait-job j success\n", tmp_path)
+        assert message == "s:2: job 'j' was cancelled"
+
+    async def test_first_wanted_state_decides(self, backend: FakeBackend, tmp_path: Path) -> None:
+        """However late the wait looks: the job was ready first, and failed then."""
+        self.stream(backend, *job_status("j", "created", "running", "ready", "aborting", "concluded"), later=False)
+        await run(backend, "block-stream device=a\n@wait-job j ready|concluded\n", tmp_path)
+
+    async def test_job_concluded_before_an_earlier_command(self, backend: FakeBackend, tmp_path: Path) -> None:
+        self.stream(backend, *job_status("j", "created", "running", "concluded", "null"), later=False)
+        await run(backend, "block-stream device=a\nquit\n@wait-job j concluded\n", tmp_path)
+        message, _ = await fails(backend, "block-stream device=a\nquit\n@wait-job j running\n", tmp_path)
+        assert message == "s:3: job 'j' ended without becoming running"
+
+    async def test_second_job_of_the_same_name(self, backend: FakeBackend, tmp_path: Path) -> None:
+        rounds = iter(
+            [
+                [*job_status("j", "created", "running", "concluded", "null")],
+                [*job_status("j", "created", "running")],
+            ]
+        )
+        backend.answers["block-stream"] = lambda **_: backend.emit(*next(rounds)) or {}
+        start = "block-stream device=a\n@wait-job j concluded\nblock-stream device=a\n"
+        message, _ = await fails(backend, start + "@wait-job j concluded timeout=20ms\n", tmp_path)
+        assert message == "s:4: job 'j' did not become concluded within 0.02 s; it is running"
+
+    async def test_job_older_than_the_script(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["query-jobs"] = [{"id": "other", "status": "ready"}, {"id": "old", "status": "ready"}]
+        await run(backend, "@wait-job old ready\n", tmp_path)
+
+    async def test_no_such_job(self, backend: FakeBackend, tmp_path: Path) -> None:
+        assert await fails(backend, "@wait-job nope ready\n", tmp_path) == ("s:1: there is no job 'nope'", 1)
