@@ -1,0 +1,1 @@
+"""blockmon's block engine: a library without a screen."""

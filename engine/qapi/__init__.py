@@ -1,0 +1,65 @@
+"""The language of commands: types, registry, validation, introspection (see keyval and json_stream too)."""
+
+from __future__ import annotations
+
+from engine.qapi.registry import Command, Registry, command, dispatch, event, registry
+from engine.qapi.schema import introspect
+from engine.qapi.types import (
+    NULL,
+    Alternate,
+    Enum,
+    Feature,
+    Int,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Member,
+    Null,
+    Number,
+    Size,
+    Struct,
+    TagEnum,
+    UInt8,
+    UInt16,
+    UInt32,
+    UInt64,
+    Union,
+    Wire,
+    tag_enum,
+)
+from engine.qapi.visit import from_wire, to_wire
+
+__all__ = [
+    "NULL",
+    "Alternate",
+    "Command",
+    "Enum",
+    "Feature",
+    "Int",
+    "Int8",
+    "Int16",
+    "Int32",
+    "Int64",
+    "Member",
+    "Null",
+    "Number",
+    "Registry",
+    "Size",
+    "Struct",
+    "TagEnum",
+    "UInt8",
+    "UInt16",
+    "UInt32",
+    "UInt64",
+    "Union",
+    "Wire",
+    "command",
+    "dispatch",
+    "event",
+    "from_wire",
+    "introspect",
+    "registry",
+    "tag_enum",
+    "to_wire",
+]
