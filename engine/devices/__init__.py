@@ -1,0 +1,1 @@
+"""Guest devices: users of nodes that behave like a machine's disks."""

@@ -1,0 +1,1 @@
+"""Filters: nodes that pass the data of one child on."""

@@ -1,0 +1,85 @@
+"""Doors and drain: the control plane changes the graph only while nothing is in flight in it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.graph.node import Node
+
+
+class Door:
+    """Counts the requests in flight of one user and keeps new ones waiting while closed.
+
+    Data-plane threads enter and leave; the control plane closes, waits and opens. The waiting in wait_idle() is
+    safe because a data-plane request never waits for the control plane.
+    """
+
+    __slots__ = ("_condition", "_closed", "in_flight")
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+        self._closed = 0
+        self.in_flight = 0
+
+    def enter(self) -> None:
+        with self._condition:
+            while self._closed:
+                self._condition.wait()
+            self.in_flight += 1
+
+    def leave(self) -> None:
+        with self._condition:
+            self.in_flight -= 1
+            if self._closed and not self.in_flight:
+                self._condition.notify_all()
+
+    def __enter__(self) -> None:
+        self.enter()
+
+    def __exit__(self, *exc: object) -> None:
+        self.leave()
+
+    def close(self) -> None:
+        """New requests wait from now on; closings nest."""
+        with self._condition:
+            self._closed += 1
+
+    def open(self) -> None:
+        """Undo one close."""
+        with self._condition:
+            self._closed -= 1
+            if not self._closed:
+                self._condition.notify_all()
+
+    def wait_idle(self) -> None:
+        """Block until nothing is in flight. The door is to be closed."""
+        with self._condition:
+            while self.in_flight:
+                self._condition.wait()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed > 0
+
+
+@contextmanager
+def drained(nodes: Iterable[Node]) -> Iterator[None]:
+    """Keep every request out of *nodes* and whatever reaches them; control plane only.
+
+    All doors are closed before the first wait, so that users of several of the nodes cannot block one another.
+    """
+    begun: list[Node] = []
+    try:
+        for node in dict.fromkeys(nodes):
+            node.drained_begin()
+            begun.append(node)
+        for node in begun:
+            node.drained_wait()
+        yield
+    finally:
+        for node in reversed(begun):
+            node.drained_end()

@@ -1,0 +1,446 @@
+"""The interface every block driver implements, and the values that cross it.
+
+A driver knows its own options and its children (edges), and nothing of QMP, jobs or devices. Data-plane methods
+are plain blocking calls, may run in any thread and several at a time, and raise ``OSError`` with an errno.
+Control-plane methods (open, close, reopen, permissions) run on the control plane only and raise
+``engine.errors.GenericError`` with the text a user reads. All offsets and lengths are bytes.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import errno
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+from engine.errors import GenericError
+from engine.graph.info import BlockStatsSpecific, ImageInfoSpecific
+from engine.graph.options import BlockdevCreateOptions, BlockdevOptions
+from engine.graph.permissions import Perm, Role, default_child_permissions
+
+if TYPE_CHECKING:
+    from engine.graph.backend import BlockBackend
+    from engine.graph.edge import Edge
+    from engine.graph.info import SnapshotInfo
+    from engine.graph.node import Node
+    from engine.qapi import Struct
+
+Buffer = bytes | bytearray | memoryview
+"""Payload of a write. Reads fill a writable ``memoryview`` of format ``B``."""
+
+
+class Status(enum.IntFlag):
+    """Flags of an extent (QEMU's BDRV_BLOCK_*)."""
+
+    NONE = 0
+    DATA = 0x01
+    ZERO = 0x02
+    OFFSET_VALID = 0x04
+    RAW = 0x08
+    ALLOCATED = 0x10
+    EOF = 0x20
+    RECURSE = 0x40
+    COMPRESSED = 0x80
+
+
+# Plain ints: operators of IntFlag cost more than the rest of a request.
+_PASS_ON = int(Status.RAW | Status.OFFSET_VALID)
+_PLAIN_DATA = int(Status.DATA | Status.ALLOCATED)
+
+
+class Extent(NamedTuple):
+    """A run of bytes that answers "what is at this offset?".
+
+    length: bytes, at least 1. flags: Status bits, as a plain int (tests of int bits are several times as fast).
+    node, offset: with OFFSET_VALID (or RAW), the node the bytes are found in and the offset there.
+    """
+
+    length: int
+    flags: int
+    node: Node | None = None
+    offset: int = 0
+
+
+class WriteFlag(enum.IntFlag):
+    """Flags of write, write_zeroes and discard."""
+
+    NONE = 0
+    FUA = 0x1
+    MAY_UNMAP = 0x2
+    NO_FALLBACK = 0x4
+    COMPRESSED = 0x8
+    UNCHANGED = 0x10
+    """The data equals what a read would return (copy-on-read, stream): needs WRITE_UNCHANGED only."""
+
+
+class Prealloc(str, enum.Enum):
+    """Preallocation mode of create and truncate."""
+
+    OFF = "off"
+    METADATA = "metadata"
+    FALLOC = "falloc"
+    FULL = "full"
+
+
+@dataclass(slots=True)
+class Limits:
+    """Limits of requests, in bytes. Alignments are powers of two; 0 for a maximum means unlimited."""
+
+    request_alignment: int = 1
+    max_transfer: int = 0
+    opt_transfer: int = 0
+    write_zeroes_alignment: int = 0
+    discard_alignment: int = 0
+
+
+class Opening(Protocol):
+    """What a driver's open() gets from the graph: its typed options and the way to open children."""
+
+    @property
+    def options(self) -> Any:
+        """An instance of the driver's ``Options`` struct, validated."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the node is to be opened read-only."""
+
+    @property
+    def filename(self) -> str:
+        """The file name the node was opened by, or ''."""
+
+    def fall_back_to_read_only(self, message: str) -> None:
+        """Make the node read-only if auto-read-only allows it; else raise GenericError(*message*)."""
+
+    def open_child(
+        self,
+        name: str,
+        role: Role,
+        *,
+        filename: str | None = None,
+        required: bool = True,
+        parse_filename: bool = True,
+        probe: bool = False,
+    ) -> Edge | None:
+        """Open (or reference) the child that the options give under *name* and attach it to the node.
+
+        filename: used when the options name none. parse_filename: whether ``json:`` and protocol prefixes are
+        honoured in it (never for names found inside images, save backing files). probe: probe a missing format,
+        else a missing driver means a protocol driver.
+        """
+
+
+@dataclass(slots=True)
+class WritePlan:
+    """Host space reserved for a caller that puts the data there itself (in-kernel copies).
+
+    extents: (node, offset there, length) runs in guest order; each node is a protocol node.
+    commit: makes the data visible; call it after the data is written. abort: gives the space back.
+    """
+
+    extents: list[tuple[Node, int, int]]
+    commit: Callable[[], None]
+    abort: Callable[[], None]
+
+
+@dataclass(slots=True)
+class DriverInfo:
+    """What a node tells of its format (QEMU's BlockDriverInfo)."""
+
+    cluster_size: int = 0
+    vm_state_offset: int = 0
+    is_dirty: bool | None = None
+
+
+class CreateContext(Protocol):
+    """What a driver's create() gets: blocking calls that are safe in a job's thread."""
+
+    def open(self, reference: str | Mapping[str, Any], perm: Perm, shared: Perm) -> BlockBackend:
+        """A BlockBackend on the node named *reference*, or on a new node opened by these options (wire form)."""
+
+    def close(self, backend: BlockBackend) -> None:
+        """Give the BlockBackend back (and its node, if open() made it)."""
+
+    def node_filename(self, reference: str) -> str:
+        """The file name of an open node."""
+
+
+class ReopenState:
+    """One node's part in a reopen: the new options and flags, and room for the driver's prepared state."""
+
+    __slots__ = ("node", "options", "read_only", "prepared")
+
+    def __init__(self, node: Node, options: Any, read_only: bool) -> None:
+        self.node = node
+        self.options = options
+        self.read_only = read_only
+        self.prepared: Any = None
+
+
+class Driver(abc.ABC):
+    """Base of all drivers; one instance serves one node."""
+
+    name: ClassVar[str]
+    """Name on the wire: the BlockdevDriver value."""
+    Options: ClassVar[type[Struct]]
+    """The branch of BlockdevOptions: options of this driver alone (children included)."""
+    CreateOptions: ClassVar[type[Struct] | None] = None
+    """The branch of BlockdevCreateOptions, for drivers that can create images."""
+    SpecificInfo: ClassVar[type[Struct] | None] = None
+    """The branch of ImageInfoSpecific: what format_specific() gives, for formats that have it."""
+    SpecificStats: ClassVar[type[Struct] | None] = None
+    """The branch of BlockStatsSpecific: what specific_stats() gives, for drivers that have it."""
+    is_filter: ClassVar[bool] = False
+    is_protocol: ClassVar[bool] = False
+    shows_plain_name: ClassVar[bool] = True
+    """Whether the node may show its primary child's plain file name (filters other than raw may not)."""
+    supports_backing: ClassVar[bool] = False
+    supports_fua: ClassVar[bool] = False
+    supports_compressed_writes: ClassVar[bool] = False
+    protocol_prefix: ClassVar[str | None] = None
+    """``nbd`` for file names that begin ``nbd:``; None for drivers without one."""
+    strong_options: ClassVar[tuple[str, ...]] = ()
+    """Options that change the data seen, hence appear in a generated file name. Ending in '.' means a prefix."""
+    child_options: ClassVar[frozenset[str]] = frozenset({"file", "backing"})
+    """Options (wire names) that are children: opened by open_child(), not passed on as values."""
+    mutable_options: ClassVar[frozenset[str]] = frozenset()
+    """Options (wire names) that reopen may change or reset."""
+
+    node: Node
+    length: int
+    """Virtual length in bytes. Set by open() and truncate()."""
+    limits: Limits
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.length = 0
+        self.limits = Limits()
+
+    # -- control plane ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def probe(cls, head: bytes, filename: str) -> int:
+        """Score 0..100 of how surely the first bytes of an image are of this format."""
+        return 0
+
+    @classmethod
+    def parse_filename(cls, filename: str) -> dict[str, Any]:
+        """Options that a protocol file name stands for. Errors: GenericError."""
+        return {"filename": filename}
+
+    @abc.abstractmethod
+    def open(self, opening: Opening) -> None:
+        """Open the node: check options, open children, read metadata.
+
+        On failure let go of own resources (close() is not called then); children are detached by the graph. Errors:
+        GenericError, OSError.
+        """
+
+    def close(self) -> None:
+        """Write back what is cached and let go of resources; children are detached by the graph afterwards.
+
+        Never raises; called on the control plane with no request in flight.
+        """
+
+    def refresh_limits(self) -> None:
+        """Recompute ``limits`` after the children's changed."""
+
+    def child_permissions(self, edge: Edge, perm: Perm, shared: Perm, *, writable: bool) -> tuple[Perm, Perm]:
+        """(taken, shared) on *edge* when the node's own parents together take *perm* and share *shared*.
+
+        *writable*: whether the node is, or will be after a pending reopen, writable.
+        """
+        return default_child_permissions(edge.role, perm, shared, writable=writable)
+
+    def check_permissions(self, perm: Perm, shared: Perm, *, writable: bool) -> None:
+        """Prepare for new cumulative permissions (take locks, open another fd). Errors: GenericError."""
+
+    def set_permissions(self, perm: Perm, shared: Perm) -> None:
+        """Make what check_permissions prepared final. Never raises."""
+
+    def abort_permissions(self) -> None:
+        """Undo what check_permissions prepared. Never raises."""
+
+    def reopen_prepare(self, state: ReopenState) -> None:
+        """Check that the node can take the new options and flags; nothing visible changes. Errors: GenericError."""
+        if state.read_only != self.node.read_only or state.options is not None:
+            raise GenericError(
+                f"Block format '{self.name}' used by node '{self.node.name}' does not support reopening files"
+            )
+
+    def reopen_commit(self, state: ReopenState) -> None:
+        """Take the prepared state over. Never raises. ``node.read_only`` has the new value after this call."""
+
+    def reopen_commit_post(self, state: ReopenState) -> None:
+        """Work that needs the new permissions in force (marking metadata in use). Never raises."""
+
+    def reopen_abort(self, state: ReopenState) -> None:
+        """Drop the prepared state. Never raises."""
+
+    def change_backing_string(self, filename: str | None, fmt: str | None) -> None:
+        """Write the backing file name and format into the image header. Errors: OSError."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    def info(self) -> DriverInfo | None:
+        """Cluster size and the like; None where the driver has no such notion."""
+        return None
+
+    def format_specific(self) -> tuple[str, Struct] | None:
+        """(type, data) of ImageInfoSpecific, where the format has one."""
+        return None
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """The internal snapshots of the image, in the order of its table."""
+        return []
+
+    def is_encrypted(self) -> bool:
+        """Whether the data lie encrypted on the host."""
+        return False
+
+    def specific_stats(self) -> Struct | None:
+        """Driver's own part of query-blockstats."""
+        return None
+
+    def dirname(self) -> str | None:
+        """Directory that relative names in the image are relative to; None: the primary child's."""
+        return None
+
+    def exact_filename(self) -> str | None:
+        """The plain name that would open this node again, for drivers that make it up themselves."""
+        return None
+
+    @classmethod
+    def create(cls, options: Any, context: CreateContext) -> None:
+        """Make an image. Runs in a job's thread. Errors: GenericError, OSError."""
+        raise GenericError("Driver does not support blockdev-create")
+
+    # -- data plane ------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def read(self, offset: int, buffer: memoryview) -> None:
+        """Fill *buffer* from *offset*. The range lies within the length. Errors: OSError."""
+
+    def write(self, offset: int, data: memoryview, flags: int = 0) -> None:
+        """Write all of *data*; flags of WriteFlag. Beyond the end only for protocols, which then grow."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    def write_zeroes(self, offset: int, length: int, flags: int = 0) -> None:
+        """Make the range read as zeros, efficiently; ENOTSUP when that can't be (the node then writes zeros)."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the space back. Advisory; ENOTSUP counts as success one level up."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    def flush(self) -> None:
+        """Bring all data and metadata to stable storage: write caches, then flush the children written to."""
+        for edge in self.node.children.values():
+            if edge.perm & (Perm.WRITE | Perm.WRITE_UNCHANGED):
+                edge.flush()
+
+    def block_status(self, offset: int, length: int, want_zero: bool = True) -> Extent:
+        """What is at *offset*: one run of at most *length* bytes, as long as it is cheap to tell.
+
+        Formats answer for their own layer only (no ALLOCATED/DATA/ZERO means: look at the backing node).
+        """
+        return Extent(length, _PLAIN_DATA)
+
+    def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
+        """Change the virtual length; new bytes read as zeros. Errors: GenericError, OSError."""
+        raise GenericError("Image format driver does not support resize")
+
+    def begin_write(self, offset: int, length: int) -> WritePlan | None:
+        """Reserve host space for the range so that a caller may place the data; None: use write()."""
+        return None
+
+    def allocated_size(self) -> int | None:
+        """Bytes taken on the host; default: the sum over storage children."""
+        total: int | None = None
+        for edge in self.node.children.values():
+            if edge.role & (Role.DATA | Role.METADATA | Role.FILTERED):
+                size = edge.child.driver.allocated_size()
+                if size is not None:
+                    total = (total or 0) + size
+        return total
+
+    def host_fd(self) -> int | None:
+        """File descriptor for in-kernel copies; only for nodes whose bytes are a host file's bytes."""
+        return None
+
+    def has_zero_init(self) -> bool:
+        """Whether a freshly created image of this node reads as zeros."""
+        return False
+
+
+class FilterDriver(Driver):
+    """Base of filters: everything passes to the one filtered child unless overridden."""
+
+    is_filter = True
+    shows_plain_name = False
+
+    @property
+    def filtered(self) -> Edge:
+        for edge in self.node.children.values():
+            if edge.role & Role.FILTERED:
+                return edge
+        raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
+
+    @property
+    def length(self) -> int:
+        return self.filtered.child.length
+
+    @length.setter
+    def length(self, value: int) -> None:
+        """The length is the child's; setting it has no meaning for a filter."""
+
+    def refresh_limits(self) -> None:
+        self.limits = self.filtered.child.driver.limits
+
+    def reopen_prepare(self, state: ReopenState) -> None:
+        """Filters hold no state of their own, so flags may change freely."""
+
+    def read(self, offset: int, buffer: memoryview) -> None:
+        self.filtered.read(offset, buffer)
+
+    def write(self, offset: int, data: memoryview, flags: int = 0) -> None:
+        self.filtered.write(offset, data, flags)
+
+    def write_zeroes(self, offset: int, length: int, flags: int = 0) -> None:
+        self.filtered.write_zeroes(offset, length, flags)
+
+    def discard(self, offset: int, length: int) -> None:
+        self.filtered.discard(offset, length)
+
+    def block_status(self, offset: int, length: int, want_zero: bool = True) -> Extent:
+        return Extent(length, _PASS_ON, self.filtered.child, offset)
+
+    def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
+        self.filtered.truncate(length, exact=exact, prealloc=prealloc)
+
+    def info(self) -> DriverInfo | None:
+        return self.filtered.child.driver.info()
+
+    def has_zero_init(self) -> bool:
+        return self.filtered.child.driver.has_zero_init()
+
+
+drivers: dict[str, type[Driver]] = {}
+"""All registered drivers by name, in order of registration (ties in probing go to the earlier one)."""
+
+
+_D = TypeVar("_D", bound=type[Driver])
+
+
+def register(cls: _D) -> _D:
+    """Class decorator: make the driver known to opening and its options known to the schema."""
+    drivers[cls.name] = cls
+    BlockdevOptions.add_branch(cls.name, cls.Options)
+    if cls.CreateOptions is not None:
+        BlockdevCreateOptions.add_branch(cls.name, cls.CreateOptions)
+    if cls.SpecificInfo is not None:
+        ImageInfoSpecific.add_branch(cls.name, cls.SpecificInfo, wrap="data")
+    if cls.SpecificStats is not None:
+        BlockStatsSpecific.add_branch(cls.name, cls.SpecificStats)
+    return cls

@@ -1,0 +1,478 @@
+"""From options and file names to open nodes: option layers, probing, inheritance, children, the backing chain.
+
+Rules as in QEMU's bdrv_open_inherit; the strongest layer wins: options of the call, options in a ``json:`` name,
+options a protocol file name stands for, options inherited from the parent, defaults.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from engine.errors import GenericError, os_error_text
+from engine.graph import filenames
+from engine.graph.change import Transaction, attach, refresh_permissions
+from engine.graph.driver import Driver, drivers
+from engine.graph.edge import Edge
+from engine.graph.graph import Graph
+from engine.graph.node import Node
+from engine.graph.options import GENERIC_OPTIONS
+from engine.graph.permissions import Perm, Role
+from engine.graph.policy import OpenPolicy
+from engine.qapi import Struct, from_wire
+
+PROBE_SIZE = 512
+"""Bytes of an image that format drivers may look at to recognise it."""
+
+Naming = Callable[[str, str, str], str | None]
+"""(file name, driver, child name) → node name to use for a node the user did not name, or None."""
+
+
+@dataclass
+class Context:
+    """What stays the same while one chain is opened."""
+
+    graph: Graph
+    policy: OpenPolicy
+    naming: Naming | None = None
+    depth: int = 0
+    identities: tuple[tuple[int, int], ...] = ()
+    """(st_dev, st_ino) of the images above, to recognise a chain that bites its tail."""
+
+
+@dataclass
+class Inherited:
+    """Options a child gets from its parent where it has none of its own."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    parent: Node | None = None
+    protocol_level: bool = False
+    """A missing driver means a protocol driver, not a probed format."""
+
+
+def lookup_driver(name: str) -> type[Driver]:
+    """The driver class called *name*. Errors: GenericError."""
+    try:
+        return drivers[name]
+    except KeyError:
+        raise GenericError(f"Unknown driver '{name}'") from None
+
+
+def open_node(
+    graph: Graph,
+    options: Mapping[str, Any] | str,
+    *,
+    filename: str | None = None,
+    policy: OpenPolicy | None = None,
+    naming: Naming | None = None,
+) -> Node:
+    """Open a node by options (wire names, nested) and/or file name, or find the one named by a string.
+
+    The node comes back pinned: attach it or make the monitor own it, then ``graph.unpin(node)``. Errors: GenericError.
+    """
+    context = Context(graph, policy or graph.policy, naming)
+    return _open(context, options, filename, Inherited())
+
+
+def _open(context: Context, options: Mapping[str, Any] | str, filename: str | None, inherited: Inherited) -> Node:
+    graph = context.graph
+    if isinstance(options, str):
+        node = graph.find_either(options)
+        node.pins += 1
+        return node
+    given = filenames.unflatten(copy.deepcopy(dict(options)))
+    if filename is not None and filename.startswith("json:"):
+        for key, value in filenames.parse_json_filename(filename).items():
+            given.setdefault(key, value)
+        filename = None
+    explicit = dict(given)
+    effective = {**inherited.options, **given}
+
+    file_edge_node: Node | None = None
+    probed_raw = False
+    name = effective.get("driver")
+    if name is not None and not isinstance(name, str):
+        raise GenericError("Invalid parameter type for 'driver', expected: string")
+    if name is None and inherited.protocol_level:
+        cls = filenames.find_protocol(_protocol_filename(effective, filename))
+    elif name is None:
+        file_edge_node, cls = _open_and_probe(context, effective, filename, inherited)
+        probed_raw = cls.name == "raw"
+        filename = None
+    else:
+        cls = lookup_driver(name)
+    effective["driver"] = cls.name
+
+    try:
+        shown = filename or (file_edge_node.filename if file_edge_node is not None else None)
+        node = _prepare_node(context, cls, effective, explicit, shown, inherited)
+    except BaseException:
+        if file_edge_node is not None:
+            graph.unpin(file_edge_node)
+        raise
+    node.probed_raw = probed_raw
+    opener = _Opener(context, node, effective, filename, file_edge_node)
+    try:
+        opener.run()
+    except OSError as exc:
+        _abandon(node)
+        shown = opener.shown_name()
+        raise GenericError(f"Could not open '{shown}': {os_error_text(exc)}") from exc
+    except BaseException:
+        _abandon(node)
+        raise
+    finally:
+        if file_edge_node is not None:
+            graph.unpin(file_edge_node)
+    graph.changed()
+    return node
+
+
+def _protocol_filename(effective: dict[str, Any], filename: str | None) -> str:
+    name = filename if filename is not None else effective.get("filename")
+    if not isinstance(name, str) or not name:
+        raise GenericError("Must specify either driver or file")
+    return name
+
+
+def _open_and_probe(
+    context: Context, effective: dict[str, Any], filename: str | None, inherited: Inherited
+) -> tuple[Node, type[Driver]]:
+    """Open what is to be the file child, look at its first bytes, and tell which driver they mean."""
+    child_options = effective.pop("file", {})
+    if child_options == {} and filename is None:
+        if "filename" not in effective:
+            raise GenericError("Must specify either driver or file")
+        filename = effective.pop("filename")
+    parent = Inherited(
+        options={k: v for k, v in effective.items() if k in ("read-only", "auto-read-only", "cache", "force-share")}
+        | {"discard": "unmap"},
+        protocol_level=True,
+    )
+    node = _open(context, child_options, filename, parent)
+    try:
+        return node, probe_format(node, node.filename)
+    except OSError as exc:
+        context.graph.unpin(node)
+        raise GenericError(f"Could not read image for determining its format: {os_error_text(exc)}") from exc
+    except BaseException:
+        context.graph.unpin(node)
+        raise
+
+
+def format_of(head: bytes, filename: str) -> type[Driver]:
+    """The format driver with the highest score for the first bytes of an image; raw when none claims it."""
+    best, best_score = drivers["raw"], 0
+    if head:
+        for cls in drivers.values():
+            score = cls.probe(head, filename)
+            if score > best_score:
+                best, best_score = cls, score
+    return best
+
+
+def probe_format(node: Node, filename: str) -> type[Driver]:
+    """The format driver of the image in the protocol node *node*. Errors: OSError."""
+    head = bytearray(min(PROBE_SIZE, node.length))
+    node.read(0, memoryview(head))
+    return format_of(bytes(head), filename)
+
+
+def _prepare_node(
+    context: Context,
+    cls: type[Driver],
+    effective: dict[str, Any],
+    explicit: dict[str, Any],
+    filename: str | None,
+    inherited: Inherited,
+) -> Node:
+    """A named node with its generic options set, not opened yet. Errors: GenericError."""
+    graph = context.graph
+    node = Node(graph, "", cls)
+    node.pins = 1
+    node.inherits_from = inherited.parent
+    cache = effective.get("cache") or {}
+    if not isinstance(cache, dict):
+        raise GenericError("Invalid parameter type for 'cache', expected: object")
+    node.cache_direct = _flag(cache, "direct", "cache.")
+    node.cache_no_flush = _flag(cache, "no-flush", "cache.")
+    node.read_only = _flag(effective, "read-only")
+    node.auto_read_only = _flag(effective, "auto-read-only")
+    node.force_share = _flag(effective, "force-share")
+    if node.force_share and not node.read_only:
+        raise GenericError("force-share=on can only be used with read-only images")
+    discard = effective.get("discard", "ignore")
+    if discard not in ("ignore", "unmap", "on", "off"):
+        raise GenericError("Invalid discard option")
+    node.discard_unmap = discard in ("unmap", "on")
+    node.detect_zeroes = str(effective.get("detect-zeroes") or "off")
+    if node.detect_zeroes == "unmap" and not node.discard_unmap:
+        raise GenericError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
+    node.explicit_options = explicit
+    node_name = effective.get("node-name")
+    if node_name is None and context.naming is not None:
+        node_name = context.naming(filename or "", cls.name, "")
+        graph.name_node(node, node_name)
+        node.auto_name = True
+    else:
+        graph.name_node(node, node_name)
+    return node
+
+
+def _flag(options: Mapping[str, Any], key: str, prefix: str = "") -> bool:
+    value = options.get(key)
+    if value in (None, False, "off"):
+        return False
+    if value in (True, "on"):
+        return True
+    raise GenericError(f"Parameter '{prefix}{key}' expects 'on' or 'off'")
+
+
+def _abandon(node: Node) -> None:
+    """Take back a node whose opening failed; the driver has cleaned up after itself as far as it got."""
+    node.pins = 0
+    node.monitor_owned = False
+    node.graph.release_if_unused(node)
+
+
+class _Opener:
+    """Opens one prepared node: the driver's view of it (``Opening``) and the steps around it."""
+
+    def __init__(
+        self, context: Context, node: Node, effective: dict[str, Any], filename: str | None, file_node: Node | None
+    ) -> None:
+        self.context = context
+        self.node = node
+        self.effective = effective
+        self.filename = filename or ""
+        self.file_node = file_node
+        self.options: Any = None
+
+    @property
+    def read_only(self) -> bool:
+        return self.node.read_only
+
+    def shown_name(self) -> str:
+        name = self.effective.get("filename") or self.filename
+        if not name and self.file_node is not None:
+            name = self.file_node.filename
+        file = self.node.file
+        if not name and file is not None:
+            name = file.child.filename
+        return str(name)
+
+    def fall_back_to_read_only(self, message: str) -> None:
+        if self.node.read_only:
+            return
+        if not self.node.auto_read_only:
+            raise GenericError(message)
+        self.node.read_only = True
+
+    def run(self) -> None:
+        node, driver = self.node, self.node.driver
+        own = {key: value for key, value in self.effective.items() if key not in GENERIC_OPTIONS}
+        if driver.is_protocol and self.filename:
+            for key, value in driver.parse_filename(self.filename).items():
+                own.setdefault(key, value)
+        elif not driver.is_protocol and "file" not in own and (self.filename or self.file_node is not None):
+            own["file"] = self.file_node.name if self.file_node is not None else {"filename": self.filename}
+        known = {member.name for member in driver.Options.qapi_members()}
+        backing = own.pop("backing", _ABSENT) if driver.supports_backing else _ABSENT
+        for key in own:
+            if key not in known:
+                kind = "protocol" if driver.is_protocol else "format"
+                verb = "doesn't" if driver.is_protocol else "does not"
+                raise GenericError(f"Block {kind} '{driver.name}' {verb} support the option '{key}'")
+        self.own = own
+        self.options = typed_options(driver, own)
+        node.options = {k: v for k, v in self.effective.items() if k in GENERIC_OPTIONS} | {
+            k: v for k, v in own.items() if k not in driver.child_options
+        }
+        driver.open(self)
+        node.opened = True
+        driver.refresh_limits()
+        if driver.supports_backing:
+            self._open_backing(backing)
+        filenames.refresh_filename(node)
+
+    # -- children --------------------------------------------------------------------------------------------
+
+    def open_child(
+        self,
+        name: str,
+        role: Role,
+        *,
+        filename: str | None = None,
+        required: bool = True,
+        parse_filename: bool = True,
+        probe: bool = False,
+    ) -> Edge | None:
+        value = self.own.get(name)
+        if value is None and filename is None:
+            if required:
+                raise GenericError(f'A block device must be specified for "{name}"')
+            return None
+        if isinstance(value, str):
+            child = self.context.graph.find_either(value)
+            child.pins += 1
+        else:
+            options = dict(value or {})
+            if filename is not None and "filename" not in options:
+                if parse_filename:
+                    child_filename: str | None = filename
+                else:
+                    child_filename = None
+                    options.setdefault("driver", "file")
+                    options["filename"] = filename
+            elif "driver" not in options and isinstance(options.get("filename"), str):
+                child_filename = options.pop("filename")
+            else:
+                child_filename = None
+            inherited = Inherited(self._inherit(cow=False), self.node, protocol_level=not probe)
+            child = _open(self.context, options, child_filename, inherited)
+            if name == "file" and not self.node.driver.is_protocol:
+                # QEMU opens this child before it names the parent, which shows in the order of query results.
+                self.context.graph.list_last(self.node)
+        try:
+            return self._attach(child, name, role)
+        finally:
+            self.context.graph.unpin(child)
+
+    def _inherit(self, *, cow: bool) -> dict[str, Any]:
+        node = self.node
+        options: dict[str, Any] = {}
+        cache = {}
+        if node.cache_direct:
+            cache["direct"] = True
+        if node.cache_no_flush:
+            cache["no-flush"] = True
+        if cache:
+            options["cache"] = cache
+        options["read-only"] = True if cow else node.read_only
+        options["auto-read-only"] = False if cow else node.auto_read_only
+        if node.force_share:
+            options["force-share"] = True
+        options["discard"] = "unmap"
+        return options
+
+    def _attach(self, child: Node, name: str, role: Role) -> Edge:
+        node = self.node
+        with Transaction() as txn:
+            edge = attach(txn, node, child, name, role)
+            taken, shared = node.cumulative_permissions()
+            edge.perm, edge.shared = node.driver.child_permissions(edge, taken, shared, writable=node.writable)
+            if node.force_share:
+                edge.shared = Perm.ALL
+            refresh_permissions(txn, [child])
+        return edge
+
+    # -- backing ---------------------------------------------------------------------------------------------
+
+    def _open_backing(self, given: Any) -> None:
+        node = self.node
+        if given is None:
+            node.no_backing = True
+            return
+        try:
+            child = self._backing_child(given)
+        except GenericError as exc:
+            if not self.context.policy.tolerate_broken:
+                raise GenericError(f"Could not open backing file: {exc.desc}") from exc
+            node.broken_links["backing"] = (node.auto_backing_file, exc.desc)
+            child = self._placeholder()
+        if child is None:
+            return
+        try:
+            self._attach(child, "backing", Role.COW)
+        except GenericError as exc:
+            raise GenericError(f"Could not open backing file: {exc.desc}") from exc
+        finally:
+            self.context.graph.unpin(child)
+
+    def _backing_child(self, given: Any) -> Node | None:
+        node = self.node
+        if isinstance(given, str):
+            return _open(self.context, given, None, Inherited())
+        options = dict(given) if isinstance(given, Mapping) else {}
+        filename: str | None = None
+        context = self.context
+        identity = _identity(node)
+        context = replace(
+            context, depth=context.depth + 1, identities=context.identities + ((identity,) if identity else ())
+        )
+        if not {"file", "filename", "driver"} & options.keys() or (
+            "driver" in options and not {"file", "filename"} & options.keys() and node.auto_backing_file
+        ):
+            if not node.auto_backing_file:
+                if given is _ABSENT:
+                    return None
+            else:
+                filename = filenames.full_backing_name(node)
+                context.policy.check(node.name, "backing file", filename, context.depth)
+                _refuse_loop(filename, context.identities)
+                if "driver" not in options and node.auto_backing_format:
+                    options["driver"] = node.auto_backing_format
+        child = _open(context, options, filename, Inherited(self._inherit(cow=True), node))
+        if filename is not None:
+            node.followed_backing = (node.auto_backing_file, child.filename)
+        return child
+
+    def _placeholder(self) -> Node:
+        from engine.graph.broken import BrokenDriver
+
+        node = Node(self.context.graph, "", BrokenDriver)
+        node.pins = 1
+        node.read_only = True
+        self.context.graph.name_node(node, None)
+        node.driver.length = self.node.length
+        node.filename = self.node.auto_backing_file
+        return node
+
+
+_ABSENT = object()
+
+
+def typed_options(driver: Driver, options: Mapping[str, Any]) -> Struct:
+    """An instance of the driver's ``Options``. Strings stand for numbers and switches too, as in a ``json:`` name.
+
+    Children are not looked at: they are opened, with their own checks, by open_child(). Errors: GenericError.
+    """
+    values: dict[str, Any] = {}
+    for member in driver.Options.qapi_members():
+        if member.name in driver.child_options:
+            values[member.attr] = "-"
+        elif member.name in options:
+            value = options[member.name]
+            values[member.attr] = from_wire(member.type, value, name=member.name, keyval=isinstance(value, str))
+        elif not member.optional:
+            raise GenericError(f"Parameter '{member.name}' is missing")
+    return driver.Options(**values)
+
+
+def _identity(node: Node) -> tuple[int, int] | None:
+    """(st_dev, st_ino) of the file that holds *node*'s metadata."""
+    current = node
+    while (edge := current.primary) is not None:
+        current = edge.child
+    fd = current.driver.host_fd()
+    if fd is None:
+        return None
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino
+
+
+def _refuse_loop(filename: str, identities: tuple[tuple[int, int], ...]) -> None:
+    try:
+        info = os.stat(filename.removeprefix("file:"))
+    except (OSError, ValueError):
+        return
+    if (info.st_dev, info.st_ino) in identities:
+        raise GenericError(f"Backing file '{filename}' is already part of the chain: the chain loops")
+
+
+def open_error(filename: str, exc: OSError) -> GenericError:
+    """The error of a failed open, as QEMU words it."""
+    return GenericError(f"Could not open '{filename}': {os_error_text(exc)}")

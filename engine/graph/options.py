@@ -1,0 +1,86 @@
+"""Options of nodes as the schema names them: BlockdevOptions, BlockdevRef, BlockdevCreateOptions.
+
+Drivers add their own branches (``engine.graph.driver.register``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from engine.qapi import Alternate, Enum, Null, Struct, Union
+
+
+class BlockdevDiscardOptions(Enum):
+    """What a discard request does: nothing, or reach the host."""
+
+    IGNORE = "ignore"
+    UNMAP = "unmap"
+
+
+class BlockdevDetectZeroesOptions(Enum):
+    """Whether writes of zeros become zero writes."""
+
+    OFF = "off"
+    ON = "on"
+    UNMAP = "unmap"
+
+
+class OnOffAuto(Enum):
+    """on, off, or what is best."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class BlockdevCacheOptions(Struct):
+    """Cache mode of a node."""
+
+    direct: bool | None = None
+    no_flush: bool | None = None
+
+
+class BlockdevOptions(Union, tag="driver", tag_enum="BlockdevDriver"):
+    """Options of a block node; the branch is the driver's own."""
+
+    node_name: str | None = None
+    discard: BlockdevDiscardOptions | None = None
+    cache: BlockdevCacheOptions | None = None
+    read_only: bool | None = None
+    auto_read_only: bool | None = None
+    force_share: bool | None = None
+    detect_zeroes: BlockdevDetectZeroesOptions | None = None
+
+
+BlockdevRef: TypeAlias = Annotated[
+    BlockdevOptions | str, Alternate("BlockdevRef", definition=BlockdevOptions, reference=str)
+]
+"""A new node by its options, or an existing one by name."""
+
+BlockdevRefOrNull: TypeAlias = Annotated[
+    BlockdevOptions | str | Null,
+    Alternate("BlockdevRefOrNull", definition=BlockdevOptions, reference=str, null=Null),
+]
+"""As BlockdevRef; null means none at all."""
+
+
+class BlockdevOptionsGenericFormat(Struct):
+    """Options of every format and filter that has one ``file`` child."""
+
+    file: BlockdevRef
+
+
+class BlockdevOptionsGenericCOWFormat(BlockdevOptionsGenericFormat):
+    """Options of formats with a backing file."""
+
+    backing: BlockdevRefOrNull | None = None
+
+
+class BlockdevCreateOptions(Union, tag="driver", tag_enum="BlockdevDriver"):
+    """What image blockdev-create makes; the branch is the format's own."""
+
+
+GENERIC_OPTIONS: frozenset[str] = frozenset(
+    {"driver", "node-name", "discard", "cache", "read-only", "auto-read-only", "force-share", "detect-zeroes"}
+)
+"""Wire names of the options that belong to every node."""
