@@ -48,8 +48,8 @@ class OpBlockers:
         self._reasons = [entry for entry in self._reasons if entry[0] is not owner]
 
     def reason(self, op: Op) -> str | None:
-        """Why *op* is blocked; None when it isn't."""
-        return next((reason for _, reason, ops in self._reasons if op in ops), None)
+        """Why *op* is blocked, the newest reason as in QEMU; None when it isn't."""
+        return next((reason for _, reason, ops in reversed(self._reasons) if op in ops), None)
 
     def reasons(self) -> list[str]:
         """Every distinct reason, oldest first."""

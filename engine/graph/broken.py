@@ -22,6 +22,9 @@ class BrokenDriver(Driver):
     def open(self, opening: Opening) -> None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
+    def exact_filename(self) -> str | None:
+        return self.node.filename
+
     def read(self, offset: int, buffer: memoryview) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -74,6 +74,7 @@ def _link(edge: Edge, child: Node) -> None:
         edge.parent.drained_wait()
     edge.child = child
     child.parents.append(edge)
+    child.graph.changed()
     if edge.role & Role.COW:
         reason = f"node is used as backing hd of '{edge.parent.parent_name}'"
         child.blockers.block(edge, reason, allow=BACKING_CHILD_ALLOWS)
@@ -81,10 +82,24 @@ def _link(edge: Edge, child: Node) -> None:
 
 def _unlink(edge: Edge) -> None:
     edge.child.parents.remove(edge)
+    edge.child.graph.changed()
     edge.child.blockers.unblock(edge)
     if edge.quiesces_parent:
         edge.quiesces_parent = False
         edge.parent.drained_end()
+
+
+def _relink(edge: Edge, to: Node) -> None:
+    """Point *edge* at *to*. A parent that is drained stays so throughout: no request may slip into the old child."""
+    hold = edge.quiesces_parent
+    if hold:
+        edge.parent.drained_begin()
+    try:
+        _unlink(edge)
+        _link(edge, to)
+    finally:
+        if hold:
+            edge.parent.drained_end()
 
 
 def attach(
@@ -155,12 +170,13 @@ def move(txn: Transaction, edge: Edge, to: Node, *, check_frozen: bool = True) -
     if check_frozen and edge.frozen:
         raise GenericError(f"Cannot change '{edge.name}' link to '{old.name}'")
     position = old.parents.index(edge)
-    _unlink(edge)
-    _link(edge, to)
+    _relink(edge, to)
+    if isinstance(edge.parent, Node):
+        # As in QEMU a moved edge counts as the newest of its parent; this shows in x-debug-query-block-graph.
+        edge.parent.children[edge.name] = edge.parent.children.pop(edge.name)
 
     def undo() -> None:
-        _unlink(edge)
-        _link(edge, old)
+        _relink(edge, old)
         old.parents.remove(edge)
         old.parents.insert(position, edge)
 
@@ -291,6 +307,7 @@ def refresh_permissions(txn: Transaction, nodes: Iterable[Node]) -> None:
 def _set_edge(txn: Transaction, edge: Edge, perm: Perm, shared: Perm) -> None:
     old = (edge.perm, edge.shared)
     edge.perm, edge.shared = perm, shared
+    edge.child.graph.changed()
 
     def undo() -> None:
         edge.perm, edge.shared = old
@@ -331,6 +348,7 @@ def freeze_chain(top: Node, bottom: Node | None) -> list[Edge]:
         node = edge.child
     for edge in edges:
         edge.frozen = True
+        edge.child.graph.changed()
     return edges
 
 
@@ -349,3 +367,4 @@ def check_not_frozen(top: Node, bottom: Node | None) -> None:
 def thaw(edges: Iterable[Edge]) -> None:
     for edge in edges:
         edge.frozen = False
+        edge.child.graph.changed()

@@ -291,7 +291,7 @@ class Driver(abc.ABC):
         """(type, data) of ImageInfoSpecific, where the format has one."""
         return None
 
-    def snapshots(self) -> list[SnapshotInfo]:
+    def snapshot_list(self) -> list[SnapshotInfo]:
         """The internal snapshots of the image, in the order of its table."""
         return []
 

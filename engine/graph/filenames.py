@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import GenericError
 from engine.graph.driver import Driver, drivers
 from engine.graph.node import Node
-from engine.graph.permissions import Role
+from engine.qapi import keyval
 
 FILENAME_MAX = 4096
 """Size of QEMU's file name buffers in bytes; longer generated names are cut and end in '...'."""
@@ -46,38 +47,13 @@ def find_protocol(filename: str, *, parse: bool = True) -> type[Driver]:
 
 
 def parse_json_filename(filename: str) -> dict[str, Any]:
-    """Options in a ``json:`` name; dotted keys are nested. Errors: GenericError."""
-    from engine.qapi.json_stream import from_json
-
-    try:
-        value = from_json(filename.removeprefix("json:"))
-    except GenericError as exc:
-        raise GenericError(f"Could not parse the JSON options: {exc.desc}") from None
-    if not isinstance(value, dict):
-        raise GenericError("Invalid JSON object given")
-    return unflatten(value)
+    """Options in a ``json:`` name, dotted keys nested. Errors: GenericError."""
+    return nested(keyval.parse_json_filename(filename))
 
 
-def unflatten(options: dict[str, Any]) -> dict[str, Any]:
-    """Turn ``{"file.filename": x}`` into ``{"file": {"filename": x}}``, recursively."""
-    out: dict[str, Any] = {}
-    for key, value in options.items():
-        if isinstance(value, dict):
-            value = unflatten(value)
-        head, *rest = key.split(".")
-        if not rest:
-            if isinstance(out.get(head), dict) and isinstance(value, dict):
-                out[head].update(value)
-            else:
-                out[head] = value
-            continue
-        inner = out.setdefault(head, {})
-        if not isinstance(inner, dict):
-            raise GenericError(f"Cannot use both '{head}' and '{key}'")
-        for part in rest[:-1]:
-            inner = inner.setdefault(part, {})
-        inner[rest[-1]] = value
-    return out
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with dotted keys turned into nested ones, wherever they stand. Errors: GenericError."""
+    return keyval.crumple(keyval.flatten(options))
 
 
 def combine(base: str, name: str) -> str:
@@ -135,7 +111,7 @@ def refresh_filename(node: Node) -> None:
             node.backing_overridden = not _is_backing_of_header(node, backing.child)
         else:
             node.backing_overridden = bool(node.auto_backing_file) and node.no_backing
-    strong, generic_only = _strong_options(node)
+    strong = _strong_options(node)
     options: dict[str, Any] = {"driver": driver.name, **strong}
     for edge in node.children.values():
         if edge is backing and not node.backing_overridden:
@@ -156,7 +132,6 @@ def refresh_filename(node: Node) -> None:
             and primary.child.driver.is_protocol
             and not strong
             and not node.backing_overridden
-            and generic_only
         ):
             exact = primary.child.exact_filename
     node.exact_filename = exact
@@ -177,13 +152,10 @@ def _is_backing_of_header(node: Node, backing: Node) -> bool:
     )
 
 
-def _strong_options(node: Node) -> tuple[dict[str, Any], bool]:
+def _strong_options(node: Node) -> dict[str, Any]:
     strong: dict[str, Any] = {}
     for key, value in node.options.items():
         for name in node.driver.strong_options:
             if key == name or (name.endswith(".") and (key + ".").startswith(name)):
                 strong[key] = value
-    if node.driver.is_protocol:
-        return strong, True
-    others = [e for e in node.children.values() if not e.role & (Role.PRIMARY | Role.COW)]
-    return strong, not others
+    return strong

@@ -56,6 +56,8 @@ class Graph:
         """Pass a driver's report on to the control plane. Any thread."""
 
         def report() -> None:
+            node.error = message
+            self.changed()
             for callback in self.on_corruption:
                 callback(node, message, offset, size, fatal)
 

@@ -18,7 +18,7 @@ class BlockStatsSpecific(Union, tag="driver", tag_enum="BlockdevDriver"):
 
 
 class SnapshotInfo(Struct):
-    """An internal snapshot. vm_state_size: bytes. date: of the host, since the epoch. vm_clock: of the guest, since its start."""
+    """An internal snapshot. vm_state_size: bytes. date: since the epoch. vm_clock: since the guest's start."""
 
     id: str
     name: str

@@ -98,6 +98,8 @@ class Node:
         self.backing_overridden = False
         self.no_backing = False
         """The user asked for no backing node although the header may name one."""
+        self.error: str | None = None
+        """What is wrong with the image, as the driver found out while it was in use."""
         self.broken_links: dict[str, tuple[str, str]] = {}
         """Child name → (file name, error) of links that could not be opened and were tolerated."""
 
@@ -409,7 +411,7 @@ class Node:
         if self.read_only:
             raise OSError(errno.EACCES, "Image is read-only")
         if length < 0 or length > MAX_LENGTH:
-            raise OSError(errno.EINVAL, f"Required length {length} is out of range")
+            raise OSError(errno.EINVAL, f"offset({length}) exceeds maximum({MAX_LENGTH})")
         old = self.length
         backing = self.backing
         self.driver.truncate(length, exact=exact, prealloc=prealloc)

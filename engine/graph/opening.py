@@ -6,7 +6,6 @@ options a protocol file name stands for, options inherited from the parent, defa
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -83,7 +82,7 @@ def _open(context: Context, options: Mapping[str, Any] | str, filename: str | No
         node = graph.find_either(options)
         node.pins += 1
         return node
-    given = filenames.unflatten(copy.deepcopy(dict(options)))
+    given = filenames.nested(options)
     if filename is not None and filename.startswith("json:"):
         for key, value in filenames.parse_json_filename(filename).items():
             given.setdefault(key, value)
@@ -381,14 +380,12 @@ class _Opener:
         except GenericError as exc:
             if not self.context.policy.tolerate_broken:
                 raise GenericError(f"Could not open backing file: {exc.desc}") from exc
-            node.broken_links["backing"] = (node.auto_backing_file, exc.desc)
             child = self._placeholder()
+            node.broken_links["backing"] = (child.filename, exc.desc)
         if child is None:
             return
         try:
             self._attach(child, "backing", Role.COW)
-        except GenericError as exc:
-            raise GenericError(f"Could not open backing file: {exc.desc}") from exc
         finally:
             self.context.graph.unpin(child)
 
@@ -428,7 +425,11 @@ class _Opener:
         node.read_only = True
         self.context.graph.name_node(node, None)
         node.driver.length = self.node.length
-        node.filename = self.node.auto_backing_file
+        try:
+            node.filename = filenames.full_backing_name(self.node)
+        except GenericError:
+            node.filename = self.node.auto_backing_file
+        self.node.followed_backing = (self.node.auto_backing_file, node.filename)
         return node
 
 

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
+from engine.qapi.builtin import NULL, Int, Int8, Int16, Int32, Int64, Null, Number, Size, UInt8, UInt16, UInt32, UInt64
+from engine.qapi.output import to_wire
 from engine.qapi.registry import Command, Registry, command, dispatch, event, registry
 from engine.qapi.schema import introspect
-from engine.qapi.types import (
-    NULL,
-    Alternate,
-    Enum,
-    Feature,
-    Int,
-    Int8,
-    Int16,
-    Int32,
-    Int64,
-    Member,
-    Null,
-    Number,
-    Size,
-    Struct,
-    TagEnum,
-    UInt8,
-    UInt16,
-    UInt32,
-    UInt64,
-    Union,
-    Wire,
-    tag_enum,
-)
-from engine.qapi.visit import from_wire, to_wire
+from engine.qapi.types import Alternate, Enum, Feature, Member, Struct, TagEnum, Union, Wire, tag_enum
+from engine.qapi.visit import from_wire
 
 __all__ = [
     "NULL",

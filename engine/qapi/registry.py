@@ -9,6 +9,7 @@ from typing import Any, TypeVar, overload
 
 from engine.errors import CommandNotFound, GenericError
 from engine.qapi.docs import summary
+from engine.qapi.output import to_wire
 from engine.qapi.types import (
     REQUIRED,
     Feature,
@@ -19,7 +20,7 @@ from engine.qapi.types import (
     feature_list,
     parse_type,
 )
-from engine.qapi.visit import Fields, arguments_from_wire, from_wire, to_wire
+from engine.qapi.visit import Fields, arguments_from_wire, from_wire
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=type[Struct])

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from engine.qapi.builtin import Builtin
 from engine.qapi.registry import Command, Registry
 from engine.qapi.registry import registry as _registry
-from engine.qapi.types import Alternate, Array, Builtin, Enum, Feature, Member, Struct, TagEnum, Type, Union
+from engine.qapi.types import Alternate, Array, Enum, Feature, Member, Struct, TagEnum, Type, Union
 
 Info = dict[str, Any]
 

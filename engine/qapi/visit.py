@@ -1,4 +1,4 @@
-"""Converting between wire values (JSON-shaped) and Python objects, with the checks and texts of QEMU's visitors.
+"""Turning wire values (JSON-shaped) into Python objects, with the checks and texts of QEMU's visitors.
 
 ``from_wire`` follows qobject-input-visitor: members in schema order, the first fault is reported. Two dialects: JSON
 values, and keyval (dotted keys), where every scalar is a string and list elements are named ``a.0``, not ``a[0]``.
@@ -7,21 +7,18 @@ Converters are built on first use and kept.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from engine.errors import GenericError
 from engine.qapi import scalars
+from engine.qapi.builtin import NULL, Builtin, Null
 from engine.qapi.types import (
-    NULL,
     REQUIRED,
     Alternate,
     Array,
-    Builtin,
     Enum,
     Member,
-    Null,
     Struct,
     TagEnum,
     Type,
@@ -470,50 +467,3 @@ def arguments_from_wire(fields: Fields, arguments: dict[str, Any]) -> dict[str, 
     except RecursionError:
         raise GenericError(TOO_DEEP) from None
     return values
-
-
-# --- output ----------------------------------------------------------------------------------------------------------
-
-_wire_names: dict[type[Struct], list[tuple[str, str]]] = {}
-_PLAIN = frozenset({str, int, bool, float, type(None)})
-
-
-def _names(cls: type[Struct]) -> list[tuple[str, str]]:
-    names = _wire_names[cls] = [(m.attr, m.name) for m in cls.qapi_members()]
-    return names
-
-
-def _struct_to_wire(struct: Struct, result: dict[str, Any]) -> None:
-    cls = type(struct)
-    for attr, wire in _wire_names.get(cls) or _names(cls):
-        value = getattr(struct, attr)
-        if value is not None:
-            result[wire] = value if type(value) in _PLAIN else to_wire(value)
-    if isinstance(struct, Union):
-        _struct_to_wire(struct.branch, result)
-
-
-def to_wire(obj: Any) -> Any:
-    """Turn *obj* into a JSON-shaped value: structs to dicts (members that are None left out), enums to strings."""
-    kind = type(obj)
-    if kind in _PLAIN:
-        return obj
-    if isinstance(obj, Struct):
-        result: dict[str, Any] = {}
-        _struct_to_wire(obj, result)
-        return result
-    if isinstance(obj, (list, tuple)):
-        return [item if type(item) in _PLAIN else to_wire(item) for item in obj]
-    if isinstance(obj, dict):
-        return {str(key): item if type(item) in _PLAIN else to_wire(item) for key, item in obj.items()}
-    if obj is NULL:
-        return None
-    if isinstance(obj, enum.Enum):
-        return to_wire(obj.value)
-    if isinstance(obj, str):
-        return str(obj)
-    if isinstance(obj, int):
-        return int(obj)
-    if isinstance(obj, float):
-        return float(obj)
-    raise TypeError(f"{kind.__name__} has no form on the wire")

@@ -80,7 +80,7 @@ class RawDriver(Driver):
             raise GenericError(f"Specified size is not multiple of {SECTOR}")
 
     @property
-    def length(self) -> int:  # type: ignore[override]
+    def length(self) -> int:
         if self.size is not None:
             return self.size
         return -(-max(self.file.length - self.offset, 0) // SECTOR) * SECTOR

@@ -7,7 +7,7 @@ import mmap
 import os
 import stat
 import threading
-from typing import Any
+from typing import Annotated, Any
 
 from engine.drivers.protocol import hostfile
 from engine.drivers.protocol.locks import ImageLock, ofd_locks_work
@@ -28,7 +28,7 @@ from engine.graph.driver import (
 )
 from engine.graph.options import OnOffAuto
 from engine.graph.permissions import Perm
-from engine.qapi import Enum, Int, Size, Struct, UInt64
+from engine.qapi import Enum, Feature, Int, Size, Struct, UInt64
 
 _DATA_HERE = int(Status.DATA | Status.OFFSET_VALID)
 _ZERO_HERE = int(Status.ZERO | Status.OFFSET_VALID)
@@ -55,7 +55,7 @@ class BlockdevOptionsFile(Struct, features=("dynamic-auto-read-only",)):
     aio: BlockdevAioOptions | None = None
     aio_max_batch: Int | None = None
     drop_cache: bool | None = None
-    x_check_cache_dropped: bool | None = None
+    x_check_cache_dropped: Annotated[bool | None, Feature("unstable")] = None
 
 
 class PreallocMode(Enum):
@@ -389,7 +389,7 @@ class FileDriver(HostFileDriver):
         try:
             fd = os.open(options.filename, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as exc:
-            raise GenericError(f"Could not create file: {os_error_text(exc)}") from exc
+            raise GenericError(f"Could not create '{options.filename}': {os_error_text(exc)}") from exc
         try:
             lock = ImageLock(fd) if ofd_locks_work(fd) else None
             if lock is not None:

@@ -40,6 +40,8 @@ class NullDriver(Driver):
         self.length = DEFAULT_SIZE if options.size is None else options.size
         if self.length < 0:
             raise GenericError("size is invalid")
+        if (options.latency_ns or 0) >= 1 << 63:
+            raise GenericError("latency-ns is invalid")
         self.latency = (options.latency_ns or 0) / 1e9
         self.read_zeroes = bool(options.read_zeroes)
 

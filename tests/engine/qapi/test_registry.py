@@ -9,7 +9,8 @@ import pytest
 
 from engine.errors import DeviceNotActive, DeviceNotFound, GenericError, QMPError, os_error_text
 from engine.qapi import Registry, Struct, to_wire
-from engine.qapi.types import INT, Array
+from engine.qapi.builtin import INT
+from engine.qapi.types import Array
 from tests.engine.qapi import sample
 
 

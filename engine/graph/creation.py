@@ -1,0 +1,98 @@
+"""Making a new image by file name, as blockdev-snapshot-sync and qemu-img do (QEMU's bdrv_img_create)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engine.errors import GenericError, os_error_text
+from engine.graph.backend import BlockBackend
+from engine.graph.driver import CreateContext, Driver, drivers
+from engine.graph.filenames import find_protocol
+from engine.graph.graph import Graph
+from engine.graph.opening import open_node
+from engine.graph.options import BlockdevCreateOptions
+from engine.graph.permissions import Perm
+from engine.qapi import from_wire
+
+
+class GraphCreateContext:
+    """CreateContext over a graph. call: runs a function on the control plane and gives back its result."""
+
+    def __init__(self, graph: Graph, call: Callable[[Callable[[], Any]], Any]) -> None:
+        self._graph = graph
+        self._call = call
+
+    def open(self, reference: str | Mapping[str, Any], perm: Perm, shared: Perm) -> BlockBackend:
+        def run() -> BlockBackend:
+            node = open_node(self._graph, reference)
+            try:
+                return self._graph.add_backend("user", "", node, perm, shared)
+            finally:
+                self._graph.unpin(node)
+
+        backend = self._call(run)
+        assert isinstance(backend, BlockBackend)
+        return backend
+
+    def close(self, backend: BlockBackend) -> None:
+        self._call(lambda: self._graph.remove_backend(backend))
+
+    def node_filename(self, reference: str) -> str:
+        return str(self._call(lambda: self._graph.find_either(reference).filename))
+
+
+def create_image(
+    context: CreateContext,
+    filename: str,
+    fmt: str,
+    size: int,
+    *,
+    backing_file: str | None = None,
+    backing_format: str | None = None,
+) -> None:
+    """Make the image *filename* of *size* bytes in the format *fmt*; an existing file is overwritten.
+
+    backing_file, backing_format: written into the image as they are; the file isn't looked at. Errors: GenericError.
+    """
+    cls = drivers.get(fmt)
+    if cls is None:
+        raise GenericError(f"Unknown file format '{fmt}'")
+    protocol = find_protocol(filename)
+    if fmt == "raw":
+        cls = protocol  # a raw image is the file itself
+    if cls.CreateOptions is None:
+        raise GenericError(f"Format driver '{fmt}' does not support image creation")
+    if protocol.CreateOptions is None:
+        raise GenericError(f"Protocol driver '{protocol.name}' does not support image creation")
+    options: dict[str, object] = {"size": size}
+    if backing_file is not None:
+        if "backing-file" not in {member.name for member in cls.CreateOptions.qapi_members()}:
+            raise GenericError(f"Backing file not supported for file format '{fmt}'")
+        if backing_file == filename:
+            raise GenericError("Error: Trying to create an image with the same filename as the backing file")
+        options["backing-file"] = backing_file
+        if backing_format is not None:
+            options["backing-fmt"] = backing_format
+    place = protocol.parse_filename(filename)
+    if cls is protocol:
+        _create(cls, {**place, **options}, context)
+        return
+    _create(protocol, {**place, "size": 0}, context)
+    try:
+        _create(cls, {"file": {"driver": protocol.name, **place}, **options}, context)
+    except GenericError:
+        if protocol.name == "file":
+            with contextlib.suppress(OSError):
+                os.unlink(str(place["filename"]))
+        raise
+
+
+def _create(cls: type[Driver], options: dict[str, object], context: CreateContext) -> None:
+    typed = from_wire(BlockdevCreateOptions, {"driver": cls.name, **options})
+    try:
+        cls.create(typed.branch, context)
+    except OSError as exc:
+        raise GenericError(f"Could not create '{options.get('filename', '')}': {os_error_text(exc)}") from exc

@@ -1,0 +1,1 @@
+"""Actions that take effect all together or not at all."""
