@@ -104,8 +104,11 @@ class Tmux:
                 .strip()
                 .split(",")
             )
-            if dead == "1":
+            if dead == "1" and (status or signal):
                 return int(status) if status else 128 + int(signal or 0)
+            if dead == "1":
+                # tmux (3.3a) sometimes misses that a child is gone; the end of another child makes it look again.
+                self._tmux("run-shell", "true")
             if time.monotonic() > deadline:
                 raise AssertionError(f"still running after {timeout} s; the screen is:\n{self.capture()}")
             time.sleep(POLL)

@@ -1,0 +1,122 @@
+"""The engine inside this process."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from blockmon.backend import CommandError, Event, EventCallback
+from blockmon.options import CommonOptions, StartupError
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+
+
+class EmbeddedBackend:
+    """Backend over an Engine in its own thread. Importing the engine happens in start(), off the caller's loop."""
+
+    title = "embedded"
+
+    def __init__(self, options: CommonOptions) -> None:
+        self._options = options
+        self._engine: Engine | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._callbacks: list[EventCallback] = []
+        self._pending: collections.deque[Event] = collections.deque()
+        self._scheduled = False
+        self._closing = False
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._engine = await self._loop.run_in_executor(None, self._make_engine)
+        try:
+            await self._start_up()
+        except BaseException:
+            await self.close()
+            raise
+
+    def _make_engine(self) -> Engine:
+        from engine.engine import Engine
+
+        engine = Engine()
+        engine.subscribe(self._on_event)
+        engine.on_quit = self._on_quit
+        return engine
+
+    async def _start_up(self) -> None:
+        from blockmon.backend.startup import start_up
+
+        assert self._engine is not None
+        await start_up(self._engine, self._options)
+        for image in self._options.images:
+            try:
+                await self.execute("x-blockmon-open", {"filename": image, "read-write": self._options.rw})
+            except CommandError as exc:
+                raise StartupError(image, exc.desc) from exc
+        if self._options.prepare is not None:
+            await self._options.prepare(self)
+
+    # -- commands --------------------------------------------------------------------------------------------
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        from engine.errors import QMPError
+
+        engine = self._engine
+        if engine is None or self._closing:
+            raise CommandError("GenericError", "The engine is not running")
+        try:
+            return await asyncio.wrap_future(engine.submit(command, arguments))
+        except QMPError as exc:
+            raise CommandError(exc.error_class, exc.desc) from None
+
+    # -- events ----------------------------------------------------------------------------------------------
+
+    def subscribe(self, callback: EventCallback) -> Callable[[], None]:
+        self._callbacks.append(callback)
+
+        def unsubscribe() -> None:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+        return unsubscribe
+
+    def _on_event(self, event: Event) -> None:
+        # On the control plane. One wake-up of the front end's loop carries all that has come up to then.
+        self._pending.append(event)
+        if not self._scheduled and self._loop is not None:
+            self._scheduled = True
+            try:
+                self._loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                self._pending.clear()  # the front end's loop is gone, and with it whoever would look at events
+
+    def _on_quit(self) -> None:
+        # On the control plane. Whoever said quit, the front end or a client of --qmp, the front end has to end; QEMU's
+        # own event tells it.
+        seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+        self._on_event(
+            {
+                "timestamp": {"seconds": seconds, "microseconds": microseconds},
+                "event": "SHUTDOWN",
+                "data": {"guest": False, "reason": "host-qmp-quit"},
+            }
+        )
+
+    def _deliver(self) -> None:
+        self._scheduled = False
+        batch = []
+        while self._pending:
+            batch.append(self._pending.popleft())
+        if batch:
+            for callback in tuple(self._callbacks):
+                callback(batch)
+
+    async def close(self) -> None:
+        if self._engine is None or self._closing:
+            return
+        self._closing = True
+        await asyncio.get_running_loop().run_in_executor(None, self._engine.close)
+        self._deliver()

@@ -1,0 +1,268 @@
+"""A block graph at one moment: nodes, parents that are not nodes, and the edges between; and what changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+PERMISSIONS = ("consistent-read", "write", "write-unchanged", "resize")
+"""Every permission an edge can take or share, in QEMU's order (QAPI ``BlockPermission``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A block node. Sizes in bytes; *allocated* is what it takes on the host's disk, None where that has no meaning."""
+
+    name: str
+    driver: str = ""
+    filename: str = ""
+    read_only: bool = False
+    size: int = 0
+    allocated: int | None = None
+    monitor_owned: bool = False
+    implicit: bool = False
+    filter: bool = False
+    auto_name: bool = False
+    encrypted: bool = False
+    backing_file: str | None = None
+    backing_format: str | None = None
+    cluster_size: int | None = None
+    busy: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParentInfo:
+    """A parent that is no node: *kind* is device, job, export, monitor or user."""
+
+    id: str
+    kind: str
+    name: str
+    model: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What identifies it among everything that can be a parent; no node name contains a colon."""
+        return f"{self.kind}:{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeInfo:
+    """A parent's link to a child node. *child* is None where the link is broken; *error* then says why."""
+
+    parent: str
+    """A node name, or the key of a `ParentInfo`."""
+    parent_kind: str
+    name: str
+    child: str | None
+    roles: tuple[str, ...] = ()
+    perm: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+    frozen: bool = False
+    filename: str | None = None
+    error: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str | None]:
+        """What identifies the edge from one snapshot to the next."""
+        return (self.parent, self.name, self.child)
+
+
+@dataclass(frozen=True, slots=True)
+class IoCounters:
+    """What a node has read and written since it was opened."""
+
+    rd_bytes: int = 0
+    rd_ops: int = 0
+    wr_bytes: int = 0
+    wr_ops: int = 0
+
+
+_NO_EDGES: tuple[EdgeInfo, ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphModel:
+    """An immutable snapshot. Order is that of the source."""
+
+    generation: int = 0
+    nodes: Mapping[str, NodeInfo] = field(default_factory=dict)
+    parents: Mapping[str, ParentInfo] = field(default_factory=dict)
+    edges: tuple[EdgeInfo, ...] = ()
+    counters: Mapping[str, IoCounters] = field(default_factory=dict)
+    _below: Mapping[str, tuple[EdgeInfo, ...]] = field(init=False, repr=False, compare=False)
+    _above: Mapping[str, tuple[EdgeInfo, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        below: dict[str, list[EdgeInfo]] = {}
+        above: dict[str, list[EdgeInfo]] = {}
+        for edge in self.edges:
+            below.setdefault(edge.parent, []).append(edge)
+            if edge.child is not None:
+                above.setdefault(edge.child, []).append(edge)
+        object.__setattr__(self, "_below", MappingProxyType({key: tuple(edges) for key, edges in below.items()}))
+        object.__setattr__(self, "_above", MappingProxyType({key: tuple(edges) for key, edges in above.items()}))
+
+    def children(self, parent: str) -> tuple[EdgeInfo, ...]:
+        """The edges from *parent* (a node name or the key of a parent) down."""
+        return self._below.get(parent, _NO_EDGES)
+
+    def parents_of(self, node: str) -> tuple[EdgeInfo, ...]:
+        """The edges that end in *node*."""
+        return self._above.get(node, _NO_EDGES)
+
+    def child(self, parent: str, name: str) -> EdgeInfo | None:
+        """The edge called *name* from *parent*, if there is one."""
+        return next((edge for edge in self.children(parent) if edge.name == name), None)
+
+    def backing(self, node: str) -> EdgeInfo | None:
+        """The edge to what *node* shows where it holds no data of its own: ``backing``, or a filter's child."""
+        info = self.nodes.get(node)
+        if info is not None and info.filter:
+            filtered = next((edge for edge in self.children(node) if "filtered" in edge.roles), None)
+            if filtered is not None:
+                return filtered
+        return self.child(node, "backing")
+
+    def parent_label(self, key: str) -> str:
+        """How to call a parent in one word or two: its name, or its kind where it has none."""
+        info = self.parents.get(key)
+        if info is None:
+            return key
+        return info.name or info.id or info.kind
+
+    def jobs_on(self, node: str) -> tuple[EdgeInfo, ...]:
+        """The edges that jobs hold on *node*."""
+        return tuple(edge for edge in self.parents_of(node) if edge.parent_kind == "job")
+
+    def active_layer(self, node: str) -> str:
+        """The topmost node of the chain that *node* is in: the first one up that no node has as a backing child."""
+        seen = {node}
+        current = node
+        while True:
+            step = next(
+                (
+                    edge.parent
+                    for edge in self.parents_of(current)
+                    if edge.parent_kind == "node" and ({"cow", "filtered"} & set(edge.roles) or edge.name == "backing")
+                ),
+                None,
+            )
+            if step is None or step in seen:
+                return current
+            seen.add(step)
+            current = step
+
+    def leaves(self) -> Iterable[str]:
+        """Names of the nodes without children: where bytes come from and go to."""
+        return (name for name in self.nodes if not any(edge.child is not None for edge in self.children(name)))
+
+
+@dataclass(frozen=True, slots=True)
+class GraphDiff:
+    """What changed from one snapshot to the next. Counters are told apart, for they change all the time."""
+
+    nodes_added: tuple[str, ...] = ()
+    nodes_removed: tuple[str, ...] = ()
+    nodes_changed: tuple[str, ...] = ()
+    parents_changed: tuple[str, ...] = ()
+    edges_added: tuple[EdgeInfo, ...] = ()
+    edges_removed: tuple[EdgeInfo, ...] = ()
+    edges_changed: tuple[EdgeInfo, ...] = ()
+    io_nodes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> bool:
+        """True where the tree has other rows than before."""
+        return bool(
+            self.nodes_added or self.nodes_removed or self.parents_changed or self.edges_added or self.edges_removed
+        )
+
+    @property
+    def rows(self) -> bool:
+        """True where some row shows something else than before."""
+        return self.shape or bool(self.nodes_changed or self.edges_changed)
+
+    def __bool__(self) -> bool:
+        return self.rows or bool(self.io_nodes)
+
+
+def diff(old: GraphModel, new: GraphModel) -> GraphDiff:
+    """Compare two snapshots."""
+    if old is new:
+        return GraphDiff()
+    old_edges = {edge.key: edge for edge in old.edges}
+    new_edges = {edge.key: edge for edge in new.edges}
+    return GraphDiff(
+        nodes_added=tuple(name for name in new.nodes if name not in old.nodes),
+        nodes_removed=tuple(name for name in old.nodes if name not in new.nodes),
+        nodes_changed=tuple(name for name, node in new.nodes.items() if name in old.nodes and old.nodes[name] != node),
+        parents_changed=tuple(
+            key for key in {**old.parents, **new.parents} if old.parents.get(key) != new.parents.get(key)
+        ),
+        edges_added=tuple(edge for key, edge in new_edges.items() if key not in old_edges),
+        edges_removed=tuple(edge for key, edge in old_edges.items() if key not in new_edges),
+        edges_changed=tuple(edge for key, edge in new_edges.items() if key in old_edges and old_edges[key] != edge),
+        io_nodes=tuple(
+            name for name, counters in new.counters.items() if name in old.counters and old.counters[name] != counters
+        ),
+    )
+
+
+def from_query_graph(reply: Mapping[str, Any]) -> GraphModel:
+    """Build a snapshot from the answer to ``x-blockmon-query-graph``. Unknown members are passed over."""
+    nodes: dict[str, NodeInfo] = {}
+    counters: dict[str, IoCounters] = {}
+    for item in reply.get("nodes", ()):
+        name = str(item["node-name"])
+        nodes[name] = NodeInfo(
+            name=name,
+            driver=str(item.get("driver", "")),
+            filename=str(item.get("filename", "")),
+            read_only=bool(item.get("read-only", False)),
+            size=int(item.get("size", 0)),
+            allocated=item.get("allocated"),
+            monitor_owned=bool(item.get("monitor-owned", False)),
+            implicit=bool(item.get("implicit", False)),
+            filter=bool(item.get("filter", False)),
+            auto_name=bool(item.get("auto-name", False)),
+            encrypted=bool(item.get("encrypted", False)),
+            backing_file=item.get("backing-file"),
+            backing_format=item.get("backing-format"),
+            cluster_size=item.get("cluster-size"),
+            busy=tuple(item.get("busy", ())),
+            error=item.get("error"),
+        )
+        counters[name] = IoCounters(
+            rd_bytes=int(item.get("rd-bytes", 0)),
+            rd_ops=int(item.get("rd-operations", 0)),
+            wr_bytes=int(item.get("wr-bytes", 0)),
+            wr_ops=int(item.get("wr-operations", 0)),
+        )
+    parents: dict[str, ParentInfo] = {}
+    for item in reply.get("parents", ()):
+        parent = ParentInfo(
+            str(item["id"]), str(item.get("kind", "user")), str(item.get("name", "")), item.get("model")
+        )
+        parents[parent.key] = parent
+    edges: list[EdgeInfo] = []
+    for item in reply.get("edges", ()):
+        kind = str(item.get("parent-kind", "node"))
+        origin = str(item["parent"])
+        edges.append(
+            EdgeInfo(
+                parent=origin if kind == "node" else f"{kind}:{origin}",
+                parent_kind=kind,
+                name=str(item.get("name", "")),
+                child=item.get("child"),
+                roles=tuple(item.get("roles", ())),
+                perm=frozenset(item.get("perm", ())),
+                shared=frozenset(item.get("shared-perm", ())),
+                frozen=bool(item.get("frozen", False)),
+                filename=item.get("filename"),
+                error=item.get("error"),
+            )
+        )
+    return GraphModel(int(reply.get("generation", 0)), nodes, parents, tuple(edges), counters)

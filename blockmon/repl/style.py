@@ -1,0 +1,43 @@
+"""prompt_toolkit's styles from a theme's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prompt_toolkit.styles import Style
+from pygments.token import STANDARD_TYPES
+
+# What a theme does not name. Attributes carry it where there is no colour.
+_DEFAULTS = {
+    "prompt": "bold",
+    "completion-menu.completion.current": "reverse",
+    "bottom-toolbar": "noreverse",
+    "hint.current": "bold underline",
+    "hint.command": "bold",
+    "error": "ansired",
+    "error.class": "bold ansired",
+    "event.name": "bold",
+    "notice": "italic",
+    "validation-toolbar": "bold ansired",
+}
+
+_TOKENS = {short: ".".join(part.lower() for part in token) for token, short in STANDARD_TYPES.items() if short}
+
+
+def _token(name: str) -> str:
+    known = _TOKENS.get(name)
+    if known is not None:
+        return known
+    name = name.lower()
+    # Pygments' own shorthands: String stands for Literal.String.
+    return f"literal.{name}" if name.split(".")[0] in ("string", "number") else name
+
+
+def build_style(prompt: Mapping[str, str], syntax: Mapping[str, str]) -> Style:
+    """The style of a theme's tables: *prompt* by class names, *syntax* by Pygments tokens, each by its short name
+    (``kc``) or its dotted one (``keyword.constant``). Raises ValueError for a style string that is none."""
+    rules = dict(_DEFAULTS)
+    for name, style in syntax.items():
+        rules["pygments." + _token(name)] = style
+    rules.update(prompt)
+    return Style.from_dict(rules)

@@ -1,0 +1,265 @@
+"""The one-line widgets: header, tabs, the title of the prompt, footer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.cells import cell_len
+from textual import events
+from textual.binding import Binding
+from textual.message import Message
+from textual.screen import Screen
+from textual.strip import Strip
+from textual.timer import Timer
+from textual.widget import Widget
+
+from blockmon.model.format import rate_short, safe_text
+from blockmon.model.refresher import ScreenState
+from blockmon.tui.line import Line
+from blockmon.tui.look import Look
+
+REMARK_SECONDS = 4.0
+
+
+class BarWidget(Widget):
+    """A line of the screen that is only sent when it came out different."""
+
+    ALLOW_SELECT = False
+    DEFAULT_CSS = "BarWidget { height: 1; width: 1fr; }"
+
+    def __init__(self, look: Look, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.look = look
+        self._drawn: Strip | None = None
+
+    def draw(self, line: Line) -> Strip:
+        """Put the line together."""
+        raise AssertionError
+
+    def update_line(self) -> None:
+        """Draw anew, and send the line if it came out different."""
+        if not self.is_mounted or not self.size.area:
+            self._drawn = None
+            return
+        before, self._drawn = self._drawn, self.draw(Line(self.look, self.size.width))
+        if before != self._drawn:
+            self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        if self._drawn is None or self._drawn.cell_length != self.size.width:
+            self._drawn = self.draw(Line(self.look, self.size.width))
+        return self._drawn
+
+    def on_resize(self) -> None:
+        self._drawn = None
+
+
+class HeaderBar(BarWidget):
+    """What is connected, how much of it there is, and what it reads and writes."""
+
+    def __init__(self, look: Look, state: ScreenState, *, id: str | None = None) -> None:
+        super().__init__(look, id=id)
+        self.state = state
+        self._remark = ""
+        self._remark_style = "header"
+        self._fading: Timer | None = None
+
+    def say(self, text: str, *, error: bool = False) -> None:
+        """Show a remark instead of the totals for some seconds."""
+        self._remark, self._remark_style = text, "header-error" if error else "header-strong"
+        if self._fading is not None:
+            self._fading.stop()
+        self._fading = self.set_timer(REMARK_SECONDS * (2 if error else 1), self._be_silent)
+        self.update_line()
+
+    def _be_silent(self) -> None:
+        self._remark = ""
+        self.update_line()
+
+    def draw(self, line: Line) -> Strip:
+        state, symbols = self.state, self.look.symbols
+        total = state.total_rate()
+        pieces: list[tuple[str, str]]
+        if state.lost is not None:
+            pieces = [(f"{symbols.error} connection lost: {safe_text(state.lost)}", "header-error")]
+        elif self._remark:
+            pieces = [(safe_text(self._remark), self._remark_style)]
+        elif not state.connected:
+            pieces = [("starting", "header-dim")]
+        else:
+            nodes, jobs = len(state.graph.nodes), state.jobs.active
+            broken = sum(edge.child is None for edge in state.graph.edges)
+            read, write = ("read", "write") if line.width >= 100 else (symbols.read, symbols.write)
+            pieces = [
+                (f"{nodes}", "header-strong"), (" node  " if nodes == 1 else " nodes  ", "header-dim"),
+                (f"{jobs}", "header-strong"), (" job  " if jobs == 1 else " jobs  ", "header-dim"),
+                (f"{symbols.error} {broken} broken  " if broken else "", "header-error"),
+                (read, "header-dim"), (f"{rate_short(total.rd_bytes) or '0':>7}", "header-strong"),
+                (f"  {write}", "header-dim"), (f"{rate_short(total.wr_bytes) or '0':>7}", "header-strong"),
+            ]  # fmt: skip
+        width = sum(cell_len(text) for text, _ in pieces)
+        line.add(" blockmon", "header-strong")
+        line.add(f"  {safe_text(state.title)}", "header", limit=max(12, line.room - width - 3))
+        line.to(max(line.used + 2, line.width - width - 1), "header")
+        for text, style in pieces:
+            line.add(text, style)
+        return line.finish("header")
+
+
+class PromptTitle(BarWidget):
+    """The rule above the prompt."""
+
+    def __init__(self, look: Look, *, id: str | None = None) -> None:
+        super().__init__(look, id=id)
+        self.focused_below = False
+        self.join_at: int | None = None
+        """Where a vertical rule comes down from above."""
+
+    def draw(self, line: Line) -> Strip:
+        symbols = self.look.symbols
+        line.add(symbols.rule, "rule").add(" REPL ", "title-focus" if self.focused_below else "title")
+        if self.join_at is not None and self.join_at > line.used:
+            line.to(self.join_at, "rule", symbols.rule).add(symbols.rule_up, "rule")
+        return line.to(line.width, "rule", symbols.rule).finish()
+
+
+@dataclass(frozen=True)
+class Tab:
+    """A pane that can be turned to: its id, its key as shown, its name."""
+
+    id: str
+    key: str
+    name: str
+
+
+class TabBar(BarWidget):
+    """Names of the panes when only one of them fits."""
+
+    class Picked(Message):
+        """A tab was clicked."""
+
+        def __init__(self, id: str) -> None:
+            super().__init__()
+            self.pane_id = id
+
+    def __init__(self, look: Look, tabs: Sequence[Tab], note: Callable[[str], str], *, id: str | None = None) -> None:
+        super().__init__(look, id=id)
+        self.tabs = tabs
+        self.active = tabs[0].id
+        self._note = note
+        self._places: list[tuple[int, int, str]] = []
+
+    def draw(self, line: Line) -> Strip:
+        self._places = []
+        for tab in self.tabs:
+            start = line.used
+            note = self._note(tab.id)
+            name = f"{tab.name} {note}".rstrip()
+            if tab.id == self.active:
+                line.add(f" {tab.key} {name} ", "tab-active")
+            else:
+                line.add(f" {tab.key} ", "tab-key").add(f"{name} ", "tab")
+            self._places.append((start, line.used, tab.id))
+            line.add(" ", "tab")
+        return line.finish("tab")
+
+    def on_click(self, event: events.Click) -> None:
+        for start, end, pane in self._places:
+            if start <= event.x < end:
+                self.post_message(self.Picked(pane))
+
+
+_KEY_NAMES = {
+    "enter": "Enter", "space": "Space", "escape": "Esc", "tab": "Tab", "shift+tab": "S-Tab", "slash": "/",
+    "minus": "-", "plus": "+", "equals_sign": "=", "up": "↑", "down": "↓", "left": "←", "right": "→",
+    "pageup": "PgUp", "pagedown": "PgDn", "home": "Home", "end": "End", "delete": "Del",
+}  # fmt: skip
+_ASCII_KEY_NAMES = {"↑": "Up", "↓": "Down", "←": "Left", "→": "Right"}
+
+
+def key_name(binding: Binding, ascii_only: bool = False) -> str:
+    """How a binding's key is written for people."""
+    name = binding.key_display or ""
+    if not name:
+        key = binding.key
+        if key in _KEY_NAMES:
+            name = _KEY_NAMES[key]
+        elif key.startswith("ctrl+"):
+            name = f"^{key.removeprefix('ctrl+').upper()}"
+        else:
+            name = key.upper() if len(key) > 1 and key[0] == "f" and key[1:].isdigit() else key
+    return _ASCII_KEY_NAMES.get(name, name) if ascii_only else name
+
+
+class FooterBar(BarWidget):
+    """
+    The keys that work now, from the bindings themselves.
+
+    F-keys come first, then those of the focused pane, then the rest. Where there is not room for all, those in the
+    middle go first: F1 and ^Q stay.
+    """
+
+    LAST: ClassVar[tuple[str, ...]] = ("ctrl+q",)
+
+    def __init__(self, look: Look, *, id: str | None = None) -> None:
+        super().__init__(look, id=id)
+        self.left_out: frozenset[str] = frozenset()
+        """Keys that are written elsewhere on the screen."""
+        self._places: list[tuple[int, int, str]] = []
+
+    def entries(self) -> list[tuple[str, str, str]]:
+        """Key, its name and its description, in the order shown."""
+        found: list[tuple[tuple[int, int], str, str, str]] = []
+        ascii_only = self.look.symbols.arrow != "→"
+        seen: set[tuple[object, str]] = set()
+        for number, (key, active) in enumerate(self.screen.active_bindings.items()):
+            binding = active.binding
+            if not binding.show or not active.enabled or key in self.left_out:
+                continue
+            if (active.node, binding.action) in seen:
+                continue
+            seen.add((active.node, binding.action))
+            is_f_key = key[0] == "f" and key[1:].isdigit()
+            rank = (2, number) if key in self.LAST else (0, int(key[1:])) if is_f_key else (1, number)
+            found.append((rank, key, key_name(binding, ascii_only), binding.description))
+        return [(key, name, description) for _, key, name, description in sorted(found)]
+
+    def draw(self, line: Line) -> Strip:
+        entries = self.entries()
+        last = [entry for entry in entries if entry[0] in self.LAST]
+        rest = [entry for entry in entries if entry[0] not in self.LAST]
+
+        def width(entry: tuple[str, str, str]) -> int:
+            return cell_len(entry[1]) + 1 + cell_len(entry[2]) + 2
+
+        room = line.width - 1 - sum(width(entry) for entry in last)
+        shown: list[tuple[str, str, str]] = []
+        for entry in rest:
+            if width(entry) <= room:
+                shown.append(entry)
+                room -= width(entry)
+        self._places = []
+        line.add(" ", "footer")
+        at = line.width + 1 - sum(width(entry) for entry in last)
+        for key, name, description in [*shown, *last]:
+            if key in self.LAST:
+                line.to(at, "footer")
+                at += width((key, name, description))
+            start = line.used
+            line.add(name, "footer-key").add(f" {description}", "footer").add("  " if line.room > 1 else "", "footer")
+            self._places.append((start, line.used, key))
+        return line.finish("footer")
+
+    def on_mount(self) -> None:
+        self.screen.bindings_updated_signal.subscribe(self, self._bindings_updated)
+
+    def _bindings_updated(self, screen: Screen[object]) -> None:
+        if self.is_mounted and screen is self.screen:
+            self.update_line()
+
+    def on_click(self, event: events.Click) -> None:
+        for start, end, key in self._places:
+            if start <= event.x < end:
+                self.app.simulate_key(key)

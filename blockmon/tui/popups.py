@@ -1,0 +1,199 @@
+"""What opens over the screen: the help, made from the bindings, and the menu of actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+
+from blockmon.tui.actions import Choice
+from blockmon.tui.bars import key_name
+from blockmon.tui.inspect_text import Pieces, wrap
+from blockmon.tui.line import Line
+from blockmon.tui.look import Look
+from blockmon.tui.rows import RowsPane
+
+Row = tuple[tuple[str, str], ...]
+
+
+class ListPopup(RowsPane):
+    """The rows inside a popup."""
+
+    fill = "popup"
+    cursor_style = "popup-cursor"
+
+    def __init__(self, look: Look, rows: Sequence[Row], has_cursor: bool, foot: str) -> None:
+        super().__init__(look)
+        self.rows = rows
+        self.has_cursor = has_cursor
+        self.show_title = False
+        self.foot = foot
+        self.on_cursor: Callable[[], None] = lambda: None
+        self.on_chosen: Callable[[], None] = lambda: None
+
+    def cursor_moved(self) -> None:
+        self.on_cursor()
+
+    def row_chosen(self) -> None:
+        self.on_chosen()
+
+    def count(self) -> int:
+        return len(self.rows)
+
+    def draw(self, index: int, line: Line) -> Line:
+        for text, style in self.rows[index]:
+            line.add(text, style)
+        return line
+
+
+class Popup(ModalScreen[str | None]):
+    """A frame in the middle of the screen."""
+
+    DEFAULT_CSS = """
+    Popup { align: center middle; background: transparent; }
+    Popup > Vertical {
+        border: round $accent; background: $surface; color: $foreground;
+        border-title-color: $accent; border-title-style: bold; border-subtitle-color: $foreground;
+        width: auto; height: auto; max-width: 100%; max-height: 100%;
+    }
+    Popup.-ascii > Vertical { border: ascii $accent; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "close", "close", key_display="Esc")]
+
+    rows_below = 0
+
+    def __init__(self, look: Look, title: str, rows: Sequence[Row], *, has_cursor: bool, foot: str) -> None:
+        super().__init__(classes="" if look.symbols.arrow == "→" else "-ascii")
+        self.look = look
+        self.list = ListPopup(look, rows, has_cursor, foot)
+        self._title, self._foot = title, foot
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as frame:
+            # As content and not as text, for a name may look like markup.
+            frame.border_title = Content(self._title)
+            frame.border_subtitle = Content(self._foot)
+            yield self.list
+            yield from self.compose_below()
+
+    def compose_below(self) -> ComposeResult:
+        """More widgets below the list."""
+        yield from ()
+
+    def on_mount(self) -> None:
+        self._fit()
+        self.list.focus()
+
+    def on_resize(self) -> None:
+        self._fit()
+
+    def _fit(self) -> None:
+        width = max((sum(len(text) for text, _ in row) for row in self.list.rows), default=20)
+        self.list.styles.width = min(width + 2, self.size.width - 2)
+        self.list.styles.height = max(1, min(len(self.list.rows), self.size.height - 2 - self.rows_below))
+
+    def action_close(self) -> None:
+        self.dismiss(None)
+
+
+class HelpPopup(Popup):
+    """All keys, by where they work, and what the signs mean."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("f1", "close", "close help")]
+
+    def __init__(self, look: Look, sections: Iterable[tuple[str, Sequence[tuple[str, str]]]]) -> None:
+        rows: list[Row] = []
+        for title, lines in sections:
+            if rows:
+                rows.append((("", "popup"),))
+            rows.append(((title, "popup-title"),))
+            rows += [((f"  {left:<14} ", "popup-key"), (right, "popup")) for left, right in lines]
+        super().__init__(look, "Help", rows, has_cursor=False, foot="Esc close")
+
+
+class _CommandText(RowsPane):
+    """The command of the choice under the cursor, in as many lines as it takes."""
+
+    fill = "popup"
+    has_cursor = False
+    can_focus = False
+
+    def __init__(self, look: Look) -> None:
+        super().__init__(look)
+        self.show_title = False
+        self.text = ""
+
+    def _lines(self) -> list[Pieces]:
+        return wrap([(self.text, "popup-command")], self.inner_width)
+
+    def count(self) -> int:
+        return len(self._lines())
+
+    def draw(self, index: int, line: Line) -> Line:
+        for text, style in self._lines()[index]:
+            line.add(text, style)
+        return line
+
+
+class ActionsPopup(Popup):
+    """What can be done to one thing. Choosing closes it with the command as its result."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "pick", "write into the prompt", key_display="Enter")]
+    DEFAULT_CSS = "ActionsPopup _CommandText { height: 3; margin: 1 0 0 0; }"
+    rows_below = 4
+
+    def __init__(self, look: Look, title: str, choices: Sequence[Choice]) -> None:
+        self.choices = list(choices)
+        names = max((len(choice.name) for choice in choices), default=0)
+        rows: list[Row] = [
+            ((f"{choice.key}  ", "popup-key"), (f"{choice.name:<{max(names, 66)}}", "popup")) for choice in self.choices
+        ]
+        foot = f"Enter writes it into the prompt {look.symbols.dot} Esc close"
+        super().__init__(look, title, rows, has_cursor=True, foot=foot)
+        self.command = _CommandText(look)
+        self.list.on_cursor = self._show_command
+        self.list.on_chosen = self.action_pick
+
+    def compose_below(self) -> ComposeResult:
+        yield self.command
+
+    def _fit(self) -> None:
+        super()._fit()
+        self.command.styles.width = self.list.styles.width
+        self._show_command()
+
+    def _show_command(self) -> None:
+        self.command.text = self.choices[self.list.cursor].command
+        self.command.update_rows()
+
+    def action_pick(self) -> None:
+        self.dismiss(self.choices[self.list.cursor].command)
+
+    def on_key(self, event: events.Key) -> None:
+        """Pick by the action's own key."""
+        for choice in self.choices:
+            if choice.key == event.character:
+                event.stop()
+                self.dismiss(choice.command)
+                return
+
+
+def binding_lines(bindings: Iterable[BindingType], ascii_only: bool = False) -> list[tuple[str, str]]:
+    """Keys and what they do, from a class's bindings; several keys for one thing share a line."""
+    lines: list[tuple[str, str]] = []
+    for item in bindings:
+        binding = item if isinstance(item, Binding) else Binding(*item)
+        if not binding.description:
+            continue
+        names = [
+            key_name(Binding(key, binding.action, key_display=binding.key_display if number == 0 else None), ascii_only)
+            for number, key in enumerate(binding.key.split(","))
+        ]
+        lines.append((" ".join(dict.fromkeys(names)), binding.description))
+    return lines
