@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 _DISK = 512 * _MIB
-_STREAM_SPEED = 2 * _MIB
+_STREAM_SPEED = _MIB
 """Bytes a second of the throttled job: slow enough to be watched, and steered, for half a minute and more."""
 
 
@@ -66,7 +66,7 @@ async def _chain(backend: Backend, folder: Path, layers: list[tuple[str, str | N
         await backend.execute("blockdev-add", {"driver": "file", "node-name": f"{name}-file", "filename": path})
         image: dict[str, Any] = {"driver": "qcow2", "file": f"{name}-file", "size": _DISK}
         if backing is not None:
-            image |= {"backing-file": f"{backing}.qcow2", "backing-fmt": "qcow2"}
+            image |= {"backing-file": str(folder / f"{backing}.qcow2"), "backing-fmt": "qcow2"}
         await _create(backend, image)
         node: dict[str, Any] = {"driver": "qcow2", "node-name": name, "file": f"{name}-file", "discard": "unmap"}
         if backing is not None:

@@ -7,6 +7,7 @@ Run it with the project's Python: .venv/bin/python scripts/picture.py [FILE.svg]
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import tempfile
 from functools import partial
@@ -33,9 +34,12 @@ async def draw() -> str:
         try:
             async with app.run_test(size=SIZE) as pilot:
                 await pilot.pause(WATCHED_SECONDS)
-                await pilot.press("f5", *"query-named-block-nodes fl")
+                await pilot.press("f2", "down", "down", "f5", *"block-job-pause device=")
                 await pilot.pause(1)
-                return app.export_screenshot(title="blockmon demo")
+                # A picture in a repository must not fetch fonts from elsewhere.
+                return re.sub(
+                    r"@font-face \{.*?\}\s*", "", app.export_screenshot(title="blockmon demo"), flags=re.DOTALL
+                )
         finally:
             await session.close()
             await backend.close()

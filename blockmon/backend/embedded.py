@@ -25,6 +25,8 @@ class EmbeddedBackend:
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._callbacks: list[EventCallback] = []
+        self._early: list[EventCallback] | None = []
+        """Given before start(): they hear of what happens once the first state stands, not of how it came about."""
         self._pending: collections.deque[Event] = collections.deque()
         self._scheduled = False
         self._closing = False
@@ -37,6 +39,9 @@ class EmbeddedBackend:
         except BaseException:
             await self.close()
             raise
+        self._deliver()
+        early, self._early = self._early or [], None
+        self._callbacks += early
 
     def _make_engine(self) -> Engine:
         from engine.engine import Engine
@@ -75,11 +80,14 @@ class EmbeddedBackend:
     # -- events ----------------------------------------------------------------------------------------------
 
     def subscribe(self, callback: EventCallback) -> Callable[[], None]:
-        self._callbacks.append(callback)
+        starting = self._engine is not None
+        callbacks = self._callbacks if self._early is None or starting else self._early
+        callbacks.append(callback)
 
         def unsubscribe() -> None:
-            if callback in self._callbacks:
-                self._callbacks.remove(callback)
+            for found in (self._callbacks, self._early or []):
+                if callback in found:
+                    found.remove(callback)
 
         return unsubscribe
 

@@ -28,6 +28,9 @@ DUTY = 4.0
 """A query is not repeated before this many times the time it took, so that a large graph does not eat the machine."""
 
 
+_NOTICES = "X_BLOCKMON_"
+
+
 @dataclass
 class ScreenState:
     """Everything that the screen shows of a server."""
@@ -144,8 +147,11 @@ class Refresher:
     def on_events(self, events: Sequence[Event]) -> None:
         """Log a batch of events, and note what they make worth asking for."""
         state, source = self.state, self._source
-        state.events.extend(events)
-        self._events_changed = True
+        # An engine's own notices drive the screen; they are no news for people.
+        news = [event for event in events if not str(event.get("event")).startswith(_NOTICES)]
+        if news:
+            state.events.extend(news)
+            self._events_changed = True
         for event in events:
             if state.jobs.on_event(event):
                 self._jobs_changed = True

@@ -172,6 +172,9 @@ class BlockmonApp(App[int]):
         self.log_pane.model_changed(changes)
         if self.inspector.subject is None and changes.graph.shape:
             self.inspector.inspect(self.graph.subject())
+        if changes.graph.rows:
+            # One fetch serves both the picture and the completion.
+            self.session.knowledge.names.feed(self.state.graph)
         self.inspector.model_changed(changes)
         self.header.update_line()
         self.tabs.update_line()

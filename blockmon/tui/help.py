@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from blockmon.repl.keys import HELP
+from blockmon.repl.keys import KEYS
 from blockmon.tui.events_pane import EventsPane
 from blockmon.tui.graph_pane import GraphPane
 from blockmon.tui.inspector import InspectorPane
@@ -34,8 +33,7 @@ def help_sections(look: Look, app_bindings: Iterable[Any]) -> list[Section]:
         ("Events", keys(EventsPane.BINDINGS)),
         ("Inspector", keys(InspectorPane.BINDINGS)),
     ]
-    clauses = [clause.strip() for clause in re.split(r"[.;]\s", HELP) if clause.strip()]
-    sections.append(("Prompt", [("", clause) for clause in clauses]))
+    sections.append(("Prompt", KEYS))
     states = ("running", "paused", "ready", "waiting", "pending", "concluded", "completed", "failed", "cancelled")
     sections.append(
         (

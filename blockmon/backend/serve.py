@@ -1,0 +1,71 @@
+"""`blockmon serve`: an engine and its servers, without a screen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Coroutine
+
+from blockmon.backend.pidfile import PidFile
+from blockmon.backend.startup import start_up
+from blockmon.options import CommonOptions
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def serve(options: CommonOptions) -> int:
+    """Run until `quit` or SIGTERM, SIGINT or SIGHUP; return the exit status. Errors: StartupError."""
+    return asyncio.run(_serve(options))
+
+
+async def _serve(options: CommonOptions) -> int:
+    from engine.engine import Engine
+
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, ended.set)
+    engine = Engine()
+    engine.on_quit = lambda: _tell(loop, ended)
+    pidfile: PidFile | None = None
+    try:
+        if await _unless(ended, start_up(engine, options, _announce)):
+            # The file says that everything stands, so it comes last.
+            pidfile = PidFile(options.pidfile) if options.pidfile is not None else None
+            await ended.wait()
+    finally:
+        # A second Ctrl+C ends the program at once, whatever it hangs on.
+        loop.remove_signal_handler(signal.SIGINT)
+        await asyncio.to_thread(engine.close)
+        if pidfile is not None:
+            pidfile.remove()
+    return 0
+
+
+async def _unless(ended: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Do *work*; stop when *ended* is set meanwhile. Tell whether the work is done."""
+    doing = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(ended.wait())
+    try:
+        await asyncio.wait([doing, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+            return True
+        doing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await doing
+        return False
+    finally:
+        waiting.cancel()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(ended.set)
+
+
+def _announce(sentence: str) -> None:
+    sys.stderr.write(f"blockmon: {sentence}\n")
+    sys.stderr.flush()
