@@ -54,6 +54,8 @@ class Guest:
     def stop(self) -> None:
         """End the guest and take its device away; a request in flight is waited for."""
         self._stop.set()
+        # A drain that lasts (a pivot waiting to be finalized) would keep the thread, and us with it, for ever.
+        self.backend.door.retire()
         self._thread.join()
         self.graph.remove_backend(self.backend)
 
@@ -80,6 +82,8 @@ class Guest:
                     else:
                         self.backend.read(offset, buffer)
                 except OSError as exc:
+                    if self._stop.is_set():
+                        return
                     if self.error is None:
                         log.warning("guest %s: %s", self.backend.name, exc)
                     self.error = str(exc)

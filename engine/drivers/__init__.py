@@ -1,4 +1,5 @@
 """Block drivers. Importing this package makes every driver known; a new one is a file and a line here."""
 
-from engine.drivers.format import raw  # noqa: F401  (first: probing prefers earlier drivers on equal scores)
+from engine.drivers.filter import copy_on_read, internal  # noqa: F401
+from engine.drivers.format import qcow2, raw  # noqa: F401
 from engine.drivers.protocol import file, null  # noqa: F401

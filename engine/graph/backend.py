@@ -158,7 +158,7 @@ class BlockBackend:
             except OSError:
                 self.stats.failed("wr")
                 raise
-        self._account_write(len(data), started)
+        self.account_write(len(data), started)
 
     def write_zeroes(self, offset: int, length: int, flags: int = 0) -> None:
         started = time.monotonic_ns()
@@ -170,7 +170,7 @@ class BlockBackend:
             except OSError:
                 self.stats.failed("wr")
                 raise
-        self._account_write(length, started)
+        self.account_write(length, started)
 
     def discard(self, offset: int, length: int) -> None:
         started = time.monotonic_ns()
@@ -212,7 +212,8 @@ class BlockBackend:
         with self.door:
             self.node.truncate(length, exact=exact, prealloc=prealloc)
 
-    def _account_write(self, size: int, started: int) -> None:
+    def account_write(self, size: int, started: int) -> None:
+        """Count a write of *size* bytes that began at *started* (nanoseconds, monotonic), however it was done."""
         stats = self.stats
         stats.last_access_ns = now = time.monotonic_ns()
         stats.wr_total_time_ns += now - started

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,17 +20,21 @@ class Door:
     safe because a data-plane request never waits for the control plane.
     """
 
-    __slots__ = ("_condition", "_closed", "in_flight")
+    __slots__ = ("_condition", "_closed", "_retired", "in_flight")
 
     def __init__(self) -> None:
         self._condition = threading.Condition(threading.Lock())
         self._closed = 0
+        self._retired = False
         self.in_flight = 0
 
     def enter(self) -> None:
+        """Wait until the door is open. Errors: OSError ESHUTDOWN at a closed door that is retired."""
         with self._condition:
-            while self._closed:
+            while self._closed and not self._retired:
                 self._condition.wait()
+            if self._closed:
+                raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
             self.in_flight += 1
 
     def leave(self) -> None:
@@ -54,6 +60,12 @@ class Door:
             self._closed -= 1
             if not self._closed:
                 self._condition.notify_all()
+
+    def retire(self) -> None:
+        """The user is going: whoever waits at the closed door fails, so the control plane may wait for the user."""
+        with self._condition:
+            self._retired = True
+            self._condition.notify_all()
 
     def wait_idle(self) -> None:
         """Block until nothing is in flight. The door is to be closed."""

@@ -208,6 +208,10 @@ class HostFileDriver(Driver):
         if state.options is not None and state.options.filename != self.filename:
             raise GenericError("Cannot change the option 'filename'")
 
+    def refresh_length(self) -> None:
+        """Learn the length anew: another program may have changed the file while it was shared. Errors: OSError."""
+        self.length = self._file_length()
+
     # -- data plane ------------------------------------------------------------------------------------------
 
     def read(self, offset: int, buffer: memoryview) -> None:
