@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from engine.devices.guest import Guest
 from engine.errors import GenericError, QMPError
@@ -67,6 +67,16 @@ class ControlPlane:
         self.loop.close()
 
 
+class Server(Protocol):
+    """Something that lets others reach the engine, and ends with it (monitors)."""
+
+    async def stop(self) -> None:
+        """Take no more commands and wait for those that run. Events still go out."""
+
+    async def close(self) -> None:
+        """Close every connection. Nothing of the engine but its loop is left."""
+
+
 class Engine:
     """A block engine. execute() and submit() may be called from any thread; subscribers run on the control plane."""
 
@@ -80,6 +90,7 @@ class Engine:
         self.started_ns = time.monotonic_ns()
         self.guests: dict[str, Guest] = {}
         """Simulated guests by the name of their device."""
+        self.servers: list[Server] = []
         self.on_quit: Callable[[], None] | None = None
         self._subscribers: tuple[Subscriber, ...] = ()
         self._change_announced = False
@@ -180,9 +191,14 @@ class Engine:
         """
         if self._closed:
             return
+        loop = self.control.loop
+        for server in self.servers:
+            asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
         self.control.call(self._stop_guests)
         self.jobs.cancel_all()
         self.jobs.join()
         self._closed = True
         self.control.call(self.graph.close)
+        for server in self.servers:
+            asyncio.run_coroutine_threadsafe(server.close(), loop).result()
         self.control.stop()

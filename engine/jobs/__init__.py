@@ -1,0 +1,1 @@
+"""Jobs: the state machine, the copy path, and the jobs themselves."""
