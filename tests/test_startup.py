@@ -6,8 +6,13 @@ import pytest
 
 from scripts.bench.startup import LIMITS, MEASURES
 
+TRIES = 15
+"""Other tests run on this machine at the same time, so it is the best of some that counts."""
+
 
 @pytest.mark.parametrize("what", list(MEASURES))
 def test_startup(what: str) -> None:
-    fastest = min(MEASURES[what]() for _ in range(7))
-    assert fastest < LIMITS[what]
+    times: list[float] = []
+    while len(times) < TRIES and not (times and min(times) < LIMITS[what]):
+        times.append(MEASURES[what]())
+    assert min(times) < LIMITS[what]
