@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from engine.errors import GenericError
 from engine.graph.info import BlockStatsSpecific, ImageInfoSpecific
-from engine.graph.options import BlockdevCreateOptions, BlockdevOptions
+from engine.graph.options import BlockdevCreateOptions, BlockdevOptions, PreallocMode
 from engine.graph.permissions import Perm, Role, default_child_permissions
 
 if TYPE_CHECKING:
@@ -76,13 +76,7 @@ class WriteFlag(enum.IntFlag):
     """The data equals what a read would return (copy-on-read, stream): needs WRITE_UNCHANGED only."""
 
 
-class Prealloc(str, enum.Enum):
-    """Preallocation mode of create and truncate."""
-
-    OFF = "off"
-    METADATA = "metadata"
-    FALLOC = "falloc"
-    FULL = "full"
+Prealloc = PreallocMode
 
 
 @dataclass(slots=True)

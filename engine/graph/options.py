@@ -33,6 +33,15 @@ class OnOffAuto(Enum):
     OFF = "off"
 
 
+class PreallocMode(Enum):
+    """Host space a new or grown image takes at once: none, for metadata, all by fallocate, all by writing."""
+
+    OFF = "off"
+    METADATA = "metadata"
+    FALLOC = "falloc"
+    FULL = "full"
+
+
 class BlockdevCacheOptions(Struct):
     """Cache mode of a node."""
 

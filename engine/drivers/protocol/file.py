@@ -26,7 +26,7 @@ from engine.graph.driver import (
     WritePlan,
     register,
 )
-from engine.graph.options import OnOffAuto
+from engine.graph.options import OnOffAuto, PreallocMode
 from engine.graph.permissions import Perm
 from engine.qapi import Enum, Feature, Int, Size, Struct, UInt64
 
@@ -56,15 +56,6 @@ class BlockdevOptionsFile(Struct, features=("dynamic-auto-read-only",)):
     aio_max_batch: Int | None = None
     drop_cache: bool | None = None
     x_check_cache_dropped: Annotated[bool | None, Feature("unstable")] = None
-
-
-class PreallocMode(Enum):
-    """Preallocation of a new image."""
-
-    OFF = "off"
-    METADATA = "metadata"
-    FALLOC = "falloc"
-    FULL = "full"
 
 
 class BlockdevCreateOptionsFile(Struct):
@@ -389,7 +380,7 @@ class FileDriver(HostFileDriver):
             raise GenericError("nocow is not available in this version")
         if options.extent_size_hint:
             raise GenericError("extent-size-hint is not available in this version")
-        mode = Prealloc((options.preallocation or PreallocMode.OFF).value)
+        mode = options.preallocation or PreallocMode.OFF
         try:
             fd = os.open(options.filename, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as exc:

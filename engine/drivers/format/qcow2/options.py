@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from engine.drivers.protocol.file import PreallocMode
-from engine.graph.options import BlockdevOptions, BlockdevOptionsGenericCOWFormat, BlockdevRef
+from engine.graph.options import BlockdevOptions, BlockdevOptionsGenericCOWFormat, BlockdevRef, PreallocMode
 from engine.qapi import Alternate, Enum, Int, Size, Struct, UInt32, Union, tag_enum
 
 
