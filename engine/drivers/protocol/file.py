@@ -432,6 +432,3 @@ class HostDeviceDriver(HostFileDriver):
             raise GenericError("Cannot resize device files")
         if length > current:
             raise GenericError("Cannot grow device files")
-
-    def allocated_size(self) -> int | None:
-        return None
