@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from blockmon.options import CommonOptions, StartupError
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+
+_SWITCH_INTERVAL = 0.001
+"""Seconds a thread may keep the interpreter while others want it; Python's own default is five times that."""
 
 
 class EmbeddedBackend:
@@ -32,6 +36,8 @@ class EmbeddedBackend:
         self._closing = False
 
     async def start(self) -> None:
+        # The front end shares the interpreter with jobs and guests: it must not wait long for its turn to answer a key.
+        sys.setswitchinterval(_SWITCH_INTERVAL)
         self._loop = asyncio.get_running_loop()
         self._engine = await self._loop.run_in_executor(None, self._make_engine)
         try:
