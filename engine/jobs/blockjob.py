@@ -11,8 +11,9 @@ from engine.graph.blockers import Op
 from engine.graph.change import Transaction, attach, detach, loosen, refresh_permissions
 from engine.graph.edge import Edge
 from engine.graph.permissions import Perm, Role
-from engine.jobs.job import Job, JobTransaction
+from engine.jobs.job import Job
 from engine.jobs.ratelimit import RateLimit
+from engine.jobs.transaction import JobTransaction
 from engine.jobs.types import (
     BlockDeviceIoStatus,
     BlockdevOnError,

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from engine.errors import GenericError, QMPError, os_error_text
 from engine.graph.graph import id_wellformed
+from engine.jobs.states import COMPLETED, HALTED, HALTS, TRANSITIONS, VERBS
+from engine.jobs.transaction import JobTransaction
 from engine.jobs.types import JobInfo, JobStatus, JobStatusChange, JobType, JobVerb
 
 if TYPE_CHECKING:
@@ -28,37 +30,6 @@ log = logging.getLogger("engine.jobs")
 
 T = TypeVar("T")
 _S = JobStatus
-
-TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
-    _S.UNDEFINED: frozenset({_S.CREATED}),
-    _S.CREATED: frozenset({_S.RUNNING, _S.ABORTING, _S.NULL}),
-    _S.RUNNING: frozenset({_S.PAUSED, _S.READY, _S.WAITING, _S.ABORTING}),
-    _S.PAUSED: frozenset({_S.RUNNING}),
-    _S.READY: frozenset({_S.STANDBY, _S.WAITING, _S.ABORTING}),
-    _S.STANDBY: frozenset({_S.READY}),
-    _S.WAITING: frozenset({_S.PENDING, _S.ABORTING}),
-    _S.PENDING: frozenset({_S.ABORTING, _S.CONCLUDED}),
-    _S.ABORTING: frozenset({_S.ABORTING, _S.CONCLUDED}),
-    _S.CONCLUDED: frozenset({_S.NULL}),
-    _S.NULL: frozenset(),
-}
-"""State → the states that may follow."""
-
-_WHILE_WORKING = frozenset({_S.CREATED, _S.RUNNING, _S.PAUSED, _S.READY, _S.STANDBY})
-VERBS: dict[JobVerb, frozenset[JobStatus]] = {
-    JobVerb.CANCEL: _WHILE_WORKING | {_S.WAITING, _S.PENDING},
-    JobVerb.PAUSE: _WHILE_WORKING,
-    JobVerb.RESUME: _WHILE_WORKING,
-    JobVerb.SET_SPEED: _WHILE_WORKING,
-    JobVerb.COMPLETE: frozenset({_S.READY, _S.STANDBY}),
-    JobVerb.FINALIZE: frozenset({_S.PENDING}),
-    JobVerb.DISMISS: frozenset({_S.CONCLUDED}),
-}
-"""Verb → the states in which it is accepted."""
-
-_HALTED = {_S.PAUSED: _S.RUNNING, _S.STANDBY: _S.READY}
-_HALTS = {running: halted for halted, running in _HALTED.items()}
-_COMPLETED = frozenset({_S.WAITING, _S.PENDING, _S.ABORTING, _S.CONCLUDED, _S.NULL})
 
 
 class JobCancelled(Exception):
@@ -187,7 +158,7 @@ class Job:
         with changed:
             until = time.monotonic() + seconds if seconds > 0 else 0.0
             while not self._forced:
-                if self._pause_count or self.status in _HALTED:
+                if self._pause_count or self.status in HALTED:
                     if self._where is not Where.HALTED:
                         # After a sleep it may have been seen as halted already; saying so twice is harmless.
                         self._where = Where.HALTED
@@ -323,10 +294,10 @@ class Job:
         with self._changed:
             halt = self._pause_count > 0 and not self._forced
             still = self._where in (Where.HALTED, Where.SLEEPING)
-        if halt and still and self.status in _HALTS:
-            self._transition(_HALTS[self.status])
-        elif not halt and self.status in _HALTED:
-            self._transition(_HALTED[self.status])
+        if halt and still and self.status in HALTS:
+            self._transition(HALTS[self.status])
+        elif not halt and self.status in HALTED:
+            self._transition(HALTED[self.status])
         self._wake()
 
     def _wake(self) -> None:
@@ -437,7 +408,7 @@ class Job:
     @property
     def is_completed(self) -> bool:
         """Whether the work is over, one way or the other."""
-        return self.status in _COMPLETED
+        return self.status in COMPLETED
 
     @property
     def is_ready(self) -> bool:
@@ -536,43 +507,3 @@ class Job:
             total_progress=self.progress_total,
             error=self.error,
         )
-
-
-class JobTransaction:
-    """Jobs that succeed or fail together. jobs: newest first; those that have ended have left."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self._aborting = False
-
-    def job_succeeded(self, job: Job) -> None:
-        """*job* waits for the others."""
-        if not all(other.is_completed for other in self.jobs):
-            return
-        for other in list(self.jobs):
-            other.become_pending()
-        if all(other.auto_finalize for other in self.jobs):
-            self.finalize(job)
-
-    def finalize(self, job: Job) -> None:
-        """Bring all jobs to their end; if one can't be prepared, all abort."""
-        for other in list(self.jobs):
-            if not other.try_prepare():
-                self.abort(other)
-                return
-        for other in list(self.jobs):
-            other.end()
-
-    def abort(self, job: Job) -> None:
-        """*job* failed or was cancelled: cancel all others, and end each one as soon as its work is over."""
-        if not self._aborting:
-            self._aborting = True
-            for other in self.jobs:
-                if other is not job:
-                    other.mark_cancelled(True)
-                    other.kick()
-        while self.jobs:
-            first = self.jobs[0]
-            if first.started and not first.is_completed:
-                return
-            first.end()

@@ -24,7 +24,7 @@ from engine.graph.status import chain, find_overlay, skip_filters, status_above
 from engine.jobs.blockjob import BlockJob
 from engine.jobs.chain import drop_filter, insert_filter, refresh_filenames_above
 from engine.jobs.copy import BackendTarget, Copier, CopyError
-from engine.jobs.job import JobTransaction
+from engine.jobs.transaction import JobTransaction
 from engine.jobs.types import BlockdevOnError, BlockErrorAction, JobType
 
 if TYPE_CHECKING:

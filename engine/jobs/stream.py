@@ -18,7 +18,7 @@ from engine.graph.status import chain, find_overlay, is_allocated, skip_filters,
 from engine.jobs.blockjob import BlockJob
 from engine.jobs.chain import above, drop_filter, find_base, set_backing, write_backing_string
 from engine.jobs.copy import Copier, CopyError, PopulateTarget, extent_cluster
-from engine.jobs.job import JobTransaction
+from engine.jobs.transaction import JobTransaction
 from engine.jobs.types import BlockdevOnError, BlockErrorAction, JobType
 
 if TYPE_CHECKING:

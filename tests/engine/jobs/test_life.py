@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine.errors import GenericError
-from engine.jobs.job import JobTransaction
+from engine.jobs.transaction import JobTransaction
 from tests.engine.jobs.session import Session, Steps
 
 

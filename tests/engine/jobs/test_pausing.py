@@ -13,7 +13,8 @@ from engine.graph.drain import drained
 from engine.graph.node import Node
 from engine.graph.permissions import Perm
 from engine.jobs.blockjob import BlockJob
-from engine.jobs.job import TRANSITIONS, JobCancelled
+from engine.jobs.job import JobCancelled
+from engine.jobs.states import TRANSITIONS
 from engine.jobs.types import JobStatus, JobType
 from tests.engine.jobs.session import Session
 

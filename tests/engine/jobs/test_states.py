@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import GenericError
-from engine.jobs.job import TRANSITIONS, VERBS
+from engine.jobs.states import TRANSITIONS, VERBS
 from engine.jobs.types import JobStatus, JobVerb
 from tests.engine.jobs.session import Session, Steps
 

@@ -1,0 +1,1 @@
+"""The QMP wire server: sessions, requests, events."""
