@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import pytest
 from textual.events import Key
@@ -9,6 +10,7 @@ from textual.events import Key
 from blockmon.backend import CommandError
 from blockmon.options import CommonOptions, StartupError
 from blockmon.repl.session import ReplSession
+from blockmon.tui.actions import node_choices
 from blockmon.tui.app import BlockmonApp
 from tests.blockmon.tui.fake import FakeBackend, block_job, busy_graph, event, node
 from tests.blockmon.tui.screens import (
@@ -148,7 +150,7 @@ async def test_help_is_made_from_the_bindings() -> None:
         page = popup_text(app)
         for binding in [*app.BINDINGS, *app.graph.BINDINGS, *app.jobs.BINDINGS]:
             assert binding.description in page  # type: ignore[union-attr]
-        assert "Ctrl+R searches the history" in page
+        assert re.search(r"Ctrl\+R +searches the history", page)
         await pilot.press("escape")
         await until(pilot, lambda: len(app.screen_stack) == 1)
         assert app.focused is app.graph
@@ -169,6 +171,18 @@ async def test_committing_a_middle_layer_names_it_and_the_active_one() -> None:
         await pilot.press("down", "down", "down", "c")
         await until(pilot, lambda: app.prompt.text)
         assert app.prompt.text == "block-commit job-id=commit0 device=overlay2 top-node=overlay1 base-node=snap"
+
+
+async def test_an_overlay_is_offered_only_where_someone_uses_the_node() -> None:
+    async with shown() as (app, pilot, _):
+        offered = {
+            name: {choice.key: choice.command for choice in node_choices(app.state, name)}
+            for name in ("overlay2", "overlay1", "overlay2-file", "scratch")
+        }
+    assert offered["overlay2"]["n"].startswith("blockdev-snapshot-sync node-name=overlay2 ")
+    # Backing nodes and what a format lies in are held by their parent; a node that nobody uses would lose its overlay.
+    assert all("n" not in offered[name] for name in ("overlay1", "overlay2-file", "scratch"))
+    assert "r" in offered["scratch"] and "r" not in offered["overlay2-file"]
 
 
 async def test_what_the_server_cannot_do_is_not_offered() -> None:
