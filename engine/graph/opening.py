@@ -317,6 +317,9 @@ class _Opener:
         if isinstance(value, str):
             child = self.context.graph.find_either(value)
             child.pins += 1
+            if child is self.file_node:
+                # Opened for this node, only earlier, so that its format could be probed.
+                child.inherits_from = self.node
         else:
             options = dict(value or {})
             if filename is not None and "filename" not in options:

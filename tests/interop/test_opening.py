@@ -10,7 +10,9 @@ import pytest
 
 from engine.errors import GenericError
 from engine.graph.opening import open_node
+from engine.graph.permissions import Perm
 from engine.graph.policy import OpenPolicy
+from engine.graph.reopen import set_read_only
 from engine.graph.status import chain
 from tests.graphs import Bench
 from tests.qemu import QemuImages
@@ -137,3 +139,26 @@ def test_policy_can_refuse_what_images_name(bench: Bench, images: QemuImages) ->
     with pytest.raises(GenericError, match="Backing chain is longer than 1 images"):
         open_node(bench.graph, {}, filename=str(bench.folder / "third.qcow2"), policy=OpenPolicy(max_depth=1))
     assert not bench.graph.nodes
+
+
+def test_probed_images_become_writable_with_their_files(bench: Bench, images: QemuImages) -> None:
+    """A backing file without a format in the header, made writable as a commit does it."""
+    base = images.create(bench.folder / "base.qcow2", 1 << 20)
+    top = images.create(bench.folder / "top.qcow2", 1 << 20)
+    bare = open_node(bench.graph, {}, filename=str(top))
+    bare.driver.change_backing_string(base.name, None)
+    bench.graph.unpin(bare)
+    assert "backing-filename-format" not in images.info(top)
+    node = open_node(bench.graph, {}, filename=str(top))
+    assert node.backing is not None
+    below = node.backing.child
+    assert below.driver.name == "qcow2"
+    set_read_only(below, False)
+    backend = bench.graph.add_backend("user", "", below, Perm.CONSISTENT_READ | Perm.WRITE, Perm.ALL)
+    backend.write(0, memoryview(b"x" * 512))
+    bench.graph.remove_backend(backend)
+    set_read_only(below, True)
+    assert below.file is not None
+    assert below.file.child.read_only
+    bench.graph.unpin(node)
+    images.check(base)
