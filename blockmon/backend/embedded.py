@@ -13,6 +13,7 @@ from blockmon.backend import CommandError, Event, EventCallback
 from blockmon.options import CommonOptions, StartupError
 
 if TYPE_CHECKING:
+    from blockmon.backend.pidfile import PidFile
     from engine.engine import Engine
 
 _SWITCH_INTERVAL = 0.001
@@ -34,6 +35,7 @@ class EmbeddedBackend:
         self._pending: collections.deque[Event] = collections.deque()
         self._scheduled = False
         self._closing = False
+        self._pidfile: PidFile | None = None
 
     async def start(self) -> None:
         # The front end shares the interpreter with jobs and guests: it must not wait long for its turn to answer a key.
@@ -69,6 +71,10 @@ class EmbeddedBackend:
                 raise StartupError(image, exc.desc) from exc
         if self._options.prepare is not None:
             await self._options.prepare(self)
+        if self._options.pidfile is not None:
+            from blockmon.backend.pidfile import PidFile
+
+            self._pidfile = PidFile(self._options.pidfile)
 
     # -- commands --------------------------------------------------------------------------------------------
 
@@ -134,3 +140,5 @@ class EmbeddedBackend:
         self._closing = True
         await asyncio.get_running_loop().run_in_executor(None, self._engine.close)
         self._deliver()
+        if self._pidfile is not None:
+            self._pidfile.remove()

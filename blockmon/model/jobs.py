@@ -61,6 +61,8 @@ class Job:
     """COMPLETED, FAILED or CANCELLED once that is known."""
     asked: bool = False
     """True once a query has listed it."""
+    born: int = 0
+    """The last `JobsModel.moment` before it was first told of."""
     gone: bool = False
     """True once the server does not know the job any more."""
     _samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64), repr=False)
@@ -140,7 +142,9 @@ class JobsModel:
         self._jobs: dict[int, Job] = {}
         self._live: dict[str, Job] = {}
         self._gone: deque[int] = deque()
+        self._left: dict[str, int] = {}
         self._serial = 0
+        self._moment = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -178,15 +182,35 @@ class JobsModel:
         job = self._live.get(job_id)
         if job is None:
             self._serial += 1
-            job = self._jobs[self._serial] = self._live[job_id] = Job(self._serial, job_id)
+            job = self._jobs[self._serial] = self._live[job_id] = Job(self._serial, job_id, born=self._moment)
         return job
 
-    def update(self, jobs: Iterable[Mapping[str, Any]], block_jobs: Iterable[Mapping[str, Any]], now: float) -> bool:
-        """
-        Take in the answers to query-jobs and query-block-jobs, asked for at monotonic time *now*.
+    def moment(self) -> int:
+        """A mark for `update`: what comes and goes from here on, an answer asked for now may not know."""
+        self._moment += 1
+        self._left.clear()
+        return self._moment
 
-        Returns whether anything that is shown changed.
+    def update(
+        self,
+        jobs: Iterable[Mapping[str, Any]],
+        block_jobs: Iterable[Mapping[str, Any]],
+        now: float,
+        since: int | None = None,
+    ) -> bool:
         """
+        Take in the answers to query-jobs and query-block-jobs, come at monotonic time *now*, asked for at *since*.
+
+        Of jobs that events have told of meanwhile the answers are out of date, and are passed over. Returns whether
+        anything that is shown changed.
+        """
+        if since is not None:
+            overtaken = {job.id for job in self._live.values() if job.born >= since}
+            overtaken.update(job_id for job_id, left in self._left.items() if left >= since)
+            jobs = [item for item in jobs if str(item["id"]) not in overtaken]
+            block_jobs = [item for item in block_jobs if str(item["device"]) not in overtaken]
+        else:
+            overtaken = set()
         before = {job.serial: job.face() for job in self._live.values()}
         present: set[str] = set()
         # The queries list the newest first; those not seen before get their numbers oldest first.
@@ -213,7 +237,7 @@ class JobsModel:
             found.io_status = str(item.get("io-status", "ok"))
             found.auto_finalize = bool(item.get("auto-finalize", True))
             found.auto_dismiss = bool(item.get("auto-dismiss", True))
-        for job_id in [job_id for job_id in self._live if job_id not in present]:
+        for job_id in [job_id for job_id in self._live if job_id not in present | overtaken]:
             self._retire(job_id)
         for job in self._live.values():
             job.sample(now)
@@ -221,6 +245,7 @@ class JobsModel:
 
     def _retire(self, job_id: str) -> None:
         job = self._live.pop(job_id)
+        self._left[job_id] = self._moment
         job.gone = True
         if job.outcome is None:
             job.outcome = FAILED if job.error else COMPLETED

@@ -182,7 +182,7 @@ class Refresher:
 
     async def _ask_jobs(self) -> None:
         jobs = self.state.jobs
-        started = self._clock()
+        started, since = self._clock(), jobs.moment()
         self._jobs_due = None
         try:
             listed = await self.backend.execute("query-jobs")
@@ -190,7 +190,7 @@ class Refresher:
         except CommandError:
             return
         now = self._clock()
-        if jobs.update(listed, block_jobs, now):
+        if jobs.update(listed, block_jobs, now, since):
             self._jobs_changed = True
         if self._jobs_due is None and jobs.active:
             self._jobs_due = now + max(JOBS_MOVING if jobs.moving else QUIET, DUTY * (now - started))

@@ -52,6 +52,8 @@ class ReplCompleter(Completer):
         self, document: Document, complete_event: CompleteEvent
     ) -> AsyncGenerator[Completion, None]:
         """Complete without waiting for a slow disk on the event loop."""
+        if complete_event.text_inserted and not document.current_line_before_cursor.strip():
+            return  # a line begins, after pasted ones or a quick Enter: a menu of everything would be in the way
         spot = spot_at(document.text, document.cursor_position, self._knowledge.schema.commands)
         wanted = self._wanted(spot)
         files = await asyncio.to_thread(files_matching, wanted.word) if wanted.files else []

@@ -59,6 +59,10 @@ def no_human_monitor(word: str) -> CommandError:
     return CommandError("CommandNotFound", f"'{word}' is no QMP command, and this server has no human monitor")
 
 
+_ONLY_SHARED = "force-share=on can only be used with read-only images"
+"""What comes of writing to an image that was opened read-only and shared; the user never said force-share."""
+
+
 def _drop(fragments: Fragments) -> None:
     """The sink before there is one."""
 
@@ -246,6 +250,8 @@ class ReplSession:
                 leaves, succeeded = command.command == "quit", True
         except CommandError as error:
             self.sink(format_error(error.cls, error.desc))
+            if error.desc == _ONLY_SHARED:
+                self.sink(format_notice("an image given to blockmon is opened for writing with --rw"))
             return False
         except _LOST as error:
             self._lose(error)

@@ -26,6 +26,8 @@ class Runner:
 
     def __init__(self, backend: "Backend", out: TextIO) -> None:
         self.watch = Watch()
+        self.ended = False
+        """True once a script has said quit: nothing runs after that."""
         self._backend = backend
         self._out = out
         self._commands: frozenset[str] | None = None
@@ -42,6 +44,8 @@ class Runner:
         number, start, text, open_because = 0, 0, "", ""
         try:
             async for line in read_lines(path, name):
+                if self.ended:
+                    return
                 number += 1
                 if open_because:
                     text = f"{text}\n{line}"
@@ -119,6 +123,7 @@ class Runner:
         if not command.startswith("query-"):
             self.watch.command_begins()
         self._print(json.dumps(await self.execute(command, arguments)))
+        self.ended |= command == "quit"
 
     async def send_hmp(self, line: str) -> None:
         """Execute an HMP line and print its text. Raises StatementFailed when the text tells a failure."""
@@ -128,6 +133,7 @@ class Runner:
         failure = hmp.failure(line, answer)
         if failure is not None:
             raise StatementFailed(f"{line.split(maxsplit=1)[0]}: {failure}")
+        self.ended |= line.split(maxsplit=1)[0] in ("quit", "q")
         if answer:
             # The monitor ends its lines as a terminal in raw mode needs it.
             self._print(answer.replace("\r\n", "\n").removesuffix("\n"))

@@ -55,14 +55,14 @@ def _backing(state: ScreenState, node: NodeInfo) -> str | None:
 
 
 def _stream(state: ScreenState, node: NodeInfo) -> str | None:
-    if _backing(state, node) is None:
+    if node.filter or _backing(state, node) is None:
         return None
     return f"job-id={state.jobs.unused_id('stream')} device={value(node.name)}"
 
 
 def _commit(state: ScreenState, node: NodeInfo) -> str | None:
     base = _backing(state, node)
-    if base is None:
+    if node.filter or base is None:
         return None
     active = state.graph.active_layer(node.name)
     middle = "" if active == node.name else f" top-node={value(node.name)}"
@@ -70,6 +70,12 @@ def _commit(state: ScreenState, node: NodeInfo) -> str | None:
 
 
 def _snapshot(state: ScreenState, node: NodeInfo) -> str | None:
+    # The overlay takes the node's place with those who use it. With none it would be closed again at once, and the
+    # server refuses to put it between a format node and what that is made of.
+    users = [edge for edge in state.graph.parents_of(node.name) if edge.parent_kind not in ("monitor", "job")]
+    above = [state.graph.nodes.get(edge.parent) for edge in users if edge.parent_kind == "node"]
+    if not users or any(parent is None or not parent.filter for parent in above):
+        return None
     number = 1
     while f"{node.name.lstrip('#')}-snap{number}" in state.graph.nodes:
         number += 1
@@ -88,11 +94,13 @@ def _backup(state: ScreenState, node: NodeInfo) -> str | None:
 
 
 def _resize(state: ScreenState, node: NodeInfo) -> str | None:
-    return None if node.read_only else f"node-name={value(node.name)} size={node.size}"
+    above = [edge for edge in state.graph.parents_of(node.name) if edge.parent_kind == "node"]
+    refused = node.read_only or any("resize" not in edge.shared for edge in above)
+    return None if refused else f"node-name={value(node.name)} size={node.size}"
 
 
 def _change_backing(state: ScreenState, node: NodeInfo) -> str | None:
-    if node.backing_file is None and _backing(state, node) is None:
+    if node.filter or (node.backing_file is None and _backing(state, node) is None):
         return None
     active = state.graph.active_layer(node.name)
     return f"device={value(active)} image-node-name={value(node.name)} backing-file={value(node.backing_file or '')}"

@@ -215,10 +215,10 @@ class GraphPane(RowsPane):
         if edge.filename:
             name = safe_text(edge.filename)
             reason = reason.replace(f" '{name}'", "").replace(f"'{name}'", "the file")
-            if line.room - len(reason) > 12:
-                line.add(elide_middle(basename(name), line.room - len(reason) - 2, symbols.ellipsis), "strong").add(
-                    "  "
-                )
+            # Which file it is comes before the whole reason, which the inspector has too.
+            shown = name if "://" in name else basename(name)
+            room = max(line.room - len(reason) - 2, min(16, line.room // 3))
+            line.add(elide_middle(shown, room, symbols.ellipsis), "strong").add("  ")
         return line.add(elide_middle(reason, line.room, symbols.ellipsis), "state.error")
 
     def _draw_node(self, row: TreeRow, line: Line) -> Line:

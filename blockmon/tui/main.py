@@ -10,8 +10,9 @@ import sys
 from blockmon.options import CommonOptions, StartupError
 from blockmon.themes import ThemeError, find_theme
 
-# Read by Textual when it is imported. A slow link takes no animations and no more frames than an eye needs.
-for _name, _value in (("TEXTUAL_ANIMATIONS", "none"), ("TEXTUAL_SMOOTH_SCROLL", "0"), ("TEXTUAL_FPS", "20")):
+# Read by Textual when it is imported. A slow link takes no animations. How often a busy screen is drawn the refresher
+# limits; a frame rate as low as that would hold back the echo of keys.
+for _name, _value in (("TEXTUAL_ANIMATIONS", "none"), ("TEXTUAL_SMOOTH_SCROLL", "0"), ("TEXTUAL_FPS", "60")):
     os.environ.setdefault(_name, _value)
 
 from blockmon.backend import open_backend  # noqa: E402

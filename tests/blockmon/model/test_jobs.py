@@ -151,6 +151,28 @@ def test_an_event_that_is_older_than_the_query_changes_nothing() -> None:
     assert only(model).status == "ready"
 
 
+def test_an_answer_asked_for_before_a_job_went_does_not_bring_it_back() -> None:
+    model = JobsModel()
+    since = model.moment()
+    model.on_event(event("JOB_STATUS_CHANGE", id="j", status="created"))
+    late = [{"id": "j", "type": "commit", "status": "running", "current-progress": 0, "total-progress": 9}]
+    model.on_event(event("BLOCK_JOB_COMPLETED", type="commit", device="j", len=9, offset=0, speed=0, error="no"))
+    model.on_event(event("JOB_STATUS_CHANGE", id="j", status="null"))
+    model.update(late, [block_job("j", "commit", "running", 0, 9)], 0.0, since)
+    model.update([], [], 1.0, model.moment())
+    assert only(model).word == FAILED
+
+
+def test_an_answer_asked_for_before_a_job_came_does_not_end_it() -> None:
+    model = JobsModel()
+    since = model.moment()
+    model.on_event(event("JOB_STATUS_CHANGE", id="j", status="created"))
+    model.update([], [], 0.0, since)
+    assert not only(model).gone
+    model.update([], [], 1.0, model.moment())
+    assert only(model).gone
+
+
 def test_newest_first_though_the_first_query_listed_several() -> None:
     model = JobsModel()
     feed(model, 0.0, block_job("young", "stream", "running", 0, 1), block_job("old", "stream", "running", 0, 1))

@@ -53,6 +53,15 @@ async def test_commands_of_qmp_and_hmp_with_a_line_about_each(complete: Complete
     assert result("block", found[0]) == "block-commit "
 
 
+async def test_a_line_with_nothing_on_it_offers_everything_only_when_asked() -> None:
+    completer = ReplCompleter(await knowledge_of(Server()))
+    for text in ("", "query-version\n"):
+        typed = completer.get_completions_async(Document(text), CompleteEvent(text_inserted=True))
+        assert [completion async for completion in typed] == []
+        asked = completer.get_completions_async(Document(text), CompleteEvent(completion_requested=True))
+        assert len([completion async for completion in asked]) > 20
+
+
 async def test_commands_match_inside_and_with_either_dash(complete: Complete) -> None:
     assert shown(complete("commit")) == ["commit", "block-commit"]
     assert {"block-stream", "block_stream"} <= set(shown(complete("block_str")))

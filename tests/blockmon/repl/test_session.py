@@ -211,6 +211,15 @@ async def test_a_lost_server_is_told_once(run: Run) -> None:
     assert run.ends == 1
 
 
+async def test_writing_to_an_image_opened_for_reading_tells_the_option(run: Run) -> None:
+    refusal = "force-share=on can only be used with read-only images"
+    run.server.answers["block-stream"] = CommandError("GenericError", refusal)
+    assert not await run.session.submit("block-stream device=top")
+    shown = run.text
+    assert shown.startswith(f"GenericError: {refusal}\n")
+    assert "--rw" in shown
+
+
 async def test_a_server_without_human_monitor_says_so() -> None:
     run = Run(Server(hmp=False))
     await run.session.start()

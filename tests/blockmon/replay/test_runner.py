@@ -18,7 +18,9 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "data/schema-7.2.json").read_te
 
 @pytest.fixture
 def backend() -> FakeBackend:
-    return FakeBackend({"query-block": [], "block-stream": {}, "query-jobs": [], "quit": {}}, SCHEMA)
+    return FakeBackend(
+        {"query-block": [], "block-stream": {}, "query-jobs": [], "quit": {}, "blockdev-del": {}}, SCHEMA
+    )
 
 
 async def run(backend: FakeBackend, script: str, tmp_path: Path) -> str:
@@ -50,6 +52,13 @@ def sent(backend: FakeBackend) -> list[tuple[str, dict[str, Any]]]:
 
 
 class TestCommands:
+    async def test_nothing_runs_after_quit(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["human-monitor-command"] = ""
+        for text in ("quit", '{"execute": "quit"}', "q"):
+            backend.calls.clear()
+            await run(backend, f"{text}\nblock-stream device=a\nnonsense (\n", tmp_path)
+            assert [name for name, _ in sent(backend)] in (["quit"], ["human-monitor-command"])
+
     async def test_three_forms_comments_and_continuation(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["human-monitor-command"] = "one\r\ntwo\r\n"
         backend.answers["query-block"] = [{"device": "é"}]
@@ -145,7 +154,7 @@ class TestWaitEvent:
 
     async def test_event_of_an_earlier_command_does_not_count(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["block-stream"] = lambda device: backend.emit(event("X")) or {}
-        script = "block-stream device=a\nquit\n@wait-event X timeout=20ms\n"
+        script = "block-stream device=a\nblockdev-del node-name=b\n@wait-event X timeout=20ms\n"
         assert await fails(backend, script, tmp_path) == ("s:3: X did not come within 0.02 s; came: no event", 1)
 
     async def test_event_counts_once_and_in_any_order(self, backend: FakeBackend, tmp_path: Path) -> None:
@@ -245,8 +254,10 @@ class TestWaitJob:
 
     async def test_job_concluded_before_an_earlier_command(self, backend: FakeBackend, tmp_path: Path) -> None:
         self.stream(backend, *job_status("j", "created", "running", "concluded", "null"), later=False)
-        await run(backend, "block-stream device=a\nquit\n@wait-job j concluded\n", tmp_path)
-        message, _ = await fails(backend, "block-stream device=a\nquit\n@wait-job j running\n", tmp_path)
+        await run(backend, "block-stream device=a\nblockdev-del node-name=b\n@wait-job j concluded\n", tmp_path)
+        message, _ = await fails(
+            backend, "block-stream device=a\nblockdev-del node-name=b\n@wait-job j running\n", tmp_path
+        )
         assert message == "s:3: job 'j' ended without becoming running"
 
     async def test_second_job_of_the_same_name(self, backend: FakeBackend, tmp_path: Path) -> None:

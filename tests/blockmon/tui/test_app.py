@@ -174,7 +174,7 @@ async def test_committing_a_middle_layer_names_it_and_the_active_one() -> None:
 
 
 async def test_an_overlay_is_offered_only_where_someone_uses_the_node() -> None:
-    async with shown() as (app, pilot, _):
+    async with shown() as (app, _, _):
         offered = {
             name: {choice.key: choice.command for choice in node_choices(app.state, name)}
             for name in ("overlay2", "overlay1", "overlay2-file", "scratch")
@@ -182,7 +182,8 @@ async def test_an_overlay_is_offered_only_where_someone_uses_the_node() -> None:
     assert offered["overlay2"]["n"].startswith("blockdev-snapshot-sync node-name=overlay2 ")
     # Backing nodes and what a format lies in are held by their parent; a node that nobody uses would lose its overlay.
     assert all("n" not in offered[name] for name in ("overlay1", "overlay2-file", "scratch"))
-    assert "r" in offered["scratch"] and "r" not in offered["overlay2-file"]
+    assert "r" in offered["scratch"]
+    assert "r" not in offered["overlay2-file"]
 
 
 async def test_what_the_server_cannot_do_is_not_offered() -> None:

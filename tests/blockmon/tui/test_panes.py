@@ -194,6 +194,15 @@ async def test_a_broken_link_tells_why() -> None:
         assert "of #block317" in line_with(app, "link ")
 
 
+async def test_a_long_reason_leaves_room_for_the_name_of_the_file() -> None:
+    graph = busy_graph()
+    link = next(item for item in graph["edges"] if "error" in item)
+    link |= {"filename": "/img/golden.qcow2", "error": "the reason is long " * 8}
+    async with shown(FakeBackend(graph)) as (app, _, _):
+        app.graph.go_to(next(number for number, row in enumerate(app.graph.rows) if row.kind == "broken"))
+        assert "✗ golden.qcow2  the reason" in line_with(app, "the reason")
+
+
 async def test_long_values_are_wrapped() -> None:
     graph = busy_graph()
     graph["nodes"][0]["filename"] = "/srv/" + "very-long-folder-name/" * 8 + "disk.qcow2"
