@@ -1,10 +1,12 @@
 """`blockmon serve` in a process of its own, and the real monitors beside it."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,28 @@ _MACHINE_RATES = re.compile(r"^(\d+,1,)[\d:.]+,[\d.]+,[\d.]+$", re.MULTILINE)
 _TIME = re.compile(r"; \d\d\.\d\d sec ")
 
 
+@contextlib.contextmanager
+def talking(command: Sequence[str], **options: Any) -> Iterator["subprocess.Popen[Any]"]:
+    """A program with pipes for input and output; it is killed at the end, and when that takes too long."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
+    watchdog = threading.Timer(TIMEOUT, process.kill)
+    watchdog.start()
+    try:
+        yield process
+    finally:
+        watchdog.cancel()
+        process.kill()
+        end_of(process)
+
+
+def end_of(process: "subprocess.Popen[Any]") -> int:
+    """Wait for the end of a program whose input may be closed already; return its exit status."""
+    if process.stdin is not None and process.stdin.closed:
+        process.stdin = None
+    process.communicate(timeout=TIMEOUT)
+    return process.returncode
+
+
 class Serve:
     """A running `blockmon serve` with QMP on its standard streams, past the negotiation.
 
@@ -24,14 +48,9 @@ class Serve:
     """
 
     def __init__(self, *args: str | Path, cwd: Path | None = None) -> None:
-        self.process = subprocess.Popen(
-            [*BLOCKMON, *map(str, args), "--qmp", "stdio"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
-        )
+        self._ending = contextlib.ExitStack()
+        command = [*BLOCKMON, *map(str, args), "--qmp", "stdio"]
+        self.process = self._ending.enter_context(talking(command, stderr=subprocess.PIPE, text=True, cwd=cwd))
         self.greeting = self.read()
         assert self.ask("qmp_capabilities") == {"return": {}}
 
@@ -58,13 +77,10 @@ class Serve:
 
     def wait(self) -> int:
         """The exit status, once it has ended."""
-        self.process.communicate(timeout=TIMEOUT)
-        return self.process.returncode
+        return end_of(self.process)
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+        self._ending.close()
 
 
 def plain(text: str) -> str:

@@ -3,12 +3,15 @@
 import asyncio
 import json
 import os
+import pty
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from typing import Any
 import pytest
 from qemu.qmp import EventListener, QMPClient
 
-from tests.interop.serving import BLOCKMON, TIMEOUT, Serve
+from tests.interop.serving import BLOCKMON, TIMEOUT, Serve, talking
 from tests.qemu import QemuImages, StorageDaemon
 
 Start = Callable[..., Serve]
@@ -49,7 +52,8 @@ BEFORE = rb"""
 {"exec-oob":"query-version"}
 """.strip().splitlines()
 NEGOTIATE = rb'{"execute":"qmp_capabilities","arguments":{"enable":["oob","oob"]},"id":{"x":1}}'
-AFTER = rb"""
+AFTER = (
+    rb"""
 {"execute":"qmp_capabilities","id":3}
 {"execute":"qmp_capabilities","arguments":{"enable":["oob"],"x":1}}
 {"exec-oob":"query-version","id":3}
@@ -79,8 +83,6 @@ nope
 {"arguments":[],"execute":"query-version","foo":1}
 {"foo":2,"execute":"query-version","arguments":[]}
 {"id":13,"id":14}
-{"execute":"query-version","id":15
-}}
 {"execute": "query-version" "id": 1}
 {"execute":"query-versio@","id":16}
 @
@@ -98,7 +100,9 @@ nope
 {"execute":"blockdev-add","arguments":{"driver":"nope"}}
 {"execute":"blockdev-add","arguments":{"driver":"file"}}
 {"execute":"\u00e9"}
-{"execute":"qmp_cap""".strip().splitlines()
+""".strip().splitlines()
+    + [b'{"execute":"query-version","id":15\n}}']
+)
 NOISE = [
     b"\xff",
     b'{"exec\x01ute":1}',
@@ -109,52 +113,44 @@ NOISE = [
     b'"query-version"}',
     b"\xff",
 ]
-LAST = b'{"execute":"query-version","id":"last"}'
 VERSION = re.compile(rb'"version": \{.*?\}, "package": "[^"]*"\}|"return": \{"qemu": \{[^}]*\}, "package": "[^"]*"\}')
 
 
-def conversation(command: list[str], lines: list[bytes]) -> list[bytes]:
-    """All that a QMP server on standard streams says to *lines*, up to the answer to LAST."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
+def conversation(command: list[str], steps: list[bytes]) -> list[bytes]:
+    """All that a QMP server on standard streams says to *steps*, each sent when the one before is answered."""
     said: list[bytes] = []
-    try:
-        process.stdin.write(b"\n".join([*lines, LAST, b""]))
-        process.stdin.flush()
-        while not said or b'"last"' not in said[-1]:
-            line = process.stdout.readline()
-            assert line, said
-            said.append(VERSION.sub(b"V", line))
-    finally:
-        process.kill()
-        process.communicate()
+    with talking(command) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number, step in enumerate(steps):
+            process.stdin.write(step + b'\n{"execute":"query-version","id":"step %d"}\n' % number)
+            process.stdin.flush()
+            while not said or b'"step %d"' % number not in said[-1]:
+                line = process.stdout.readline()
+                assert line, said
+                said.append(VERSION.sub(b"V", line))
     return said
 
 
-@pytest.mark.parametrize("noise", [False, True])
-def test_every_answer_is_the_daemon_s(qsd: str, noise: bool) -> None:
+@pytest.mark.parametrize(
+    "steps", [[*BEFORE, NEGOTIATE, *AFTER], [NEGOTIATE, b"\n".join(NOISE)]], ids=["plain", "noise"]
+)
+def test_every_answer_is_the_daemon_s(qsd: str, steps: list[bytes]) -> None:
     options = ["--chardev", "stdio,id=m", "--monitor", "chardev=m,mode=control"]
-    lines = [*BEFORE, NEGOTIATE, *(NOISE if noise else AFTER[:-1])]
-    theirs = conversation([qsd, *options], lines)
-    ours = conversation([*BLOCKMON, *options], lines)
-    assert ours == theirs
+    theirs = conversation([qsd, *options], steps)
+    assert conversation([*BLOCKMON, *options], steps) == theirs
 
 
 def test_pretty(qsd: str) -> None:
     def first_lines(command: list[str]) -> list[bytes]:
         options = ["--chardev", "stdio,id=m", "--monitor", '{"chardev": "m", "pretty": true}']
-        process = subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
+        with talking([*command, *options]) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.write(b'{"execute": "qmp_capabilities"}{"execute": "nope", "id": [1, {}]}')
             process.stdin.flush()
             # The order of the members of a version is nobody's business.
-            return [process.stdout.readline() for _ in range(31)][13:]
-        finally:
-            process.kill()
-            process.communicate()
+            return [process.stdout.readline() for _ in range(30)][9:]
 
     assert first_lines(BLOCKMON) == first_lines([qsd])
 
@@ -173,7 +169,7 @@ def chain(images: QemuImages, folder: Path) -> list[str]:
 def test_the_asyncio_client(serve: Start, images: QemuImages, tmp_path: Path) -> None:
     """qemu.qmp: negotiation, commands, errors, events; two clients at once on one socket."""
     path = tmp_path / "qmp"
-    serve(*chain(images, tmp_path), "--qmp", f"unix:{path}")
+    server = serve(*chain(images, tmp_path), "--qmp", f"unix:{path}")
 
     async def talk() -> None:
         worker, watcher = QMPClient("worker"), QMPClient("watcher")
@@ -199,6 +195,8 @@ def test_the_asyncio_client(serve: Start, images: QemuImages, tmp_path: Path) ->
         await watcher.disconnect()
 
     asyncio.run(asyncio.wait_for(talk(), TIMEOUT))
+    assert "return" in server.ask("quit")
+    assert server.wait() == 0
     images.check(tmp_path / "top.qcow2")
 
 
@@ -211,6 +209,7 @@ def test_qmp_shell(serve: Start, images: QemuImages, tmp_path: Path) -> None:
         "query-version",
         "blockdev-add driver=null-co node-name=n size=65536",
         "block-stream device=top job-id=j",
+        "",  # it shows events then
         "no-such-command",
         "query-named-block-nodes flat=true",
         "quit",
@@ -246,6 +245,38 @@ def test_hmp_over_a_socket(serve: Start, tmp_path: Path) -> None:
         while not data.endswith(b"emulator\r\n(qemu) "):
             data += client.recv(65536)
         assert data.startswith(b"QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) h\x1b[K")
+
+
+def test_hmp_on_a_terminal() -> None:
+    """The monitor echoes, not the terminal, which is as it was afterwards."""
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+
+    def read_to(end: bytes) -> bytes:
+        data = b""
+        while not data.endswith(end):
+            data += os.read(master, 4096)
+        return data.replace(b"\r\r\n", b"\r\n")  # the terminal adds its own
+
+    process = subprocess.Popen([*BLOCKMON, "--hmp", "stdio"], stdin=slave, stdout=slave)
+    watchdog = threading.Timer(TIMEOUT, process.kill)
+    watchdog.start()
+    try:
+        read_to(b"(qemu) ")
+        mode = termios.tcgetattr(slave)[3]
+        assert not mode & (termios.ECHO | termios.ICANON)
+        assert mode & termios.ISIG
+        os.write(master, b"info block-jobs\r")
+        assert read_to(b"(qemu) ").endswith(b"info block-jobs\x1b[K\r\nNo active jobs\r\n(qemu) ")
+        os.write(master, b"q\r")
+        assert process.wait(TIMEOUT) == 0
+        assert termios.tcgetattr(slave) == before
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        os.close(master)
+        os.close(slave)
 
 
 def test_a_monitor_that_connects(serve: Start, tmp_path: Path) -> None:
@@ -381,6 +412,13 @@ def test_a_stale_socket_is_replaced(serve: Start, tmp_path: Path) -> None:
     connect(path).close()
 
 
+def pid_in(pidfile: Path, server: Serve) -> int:
+    """What the pid file says; it comes last, also behind the first answers."""
+    while not pidfile.exists() or not pidfile.read_text():
+        assert server.process.poll() is None
+    return int(pidfile.read_text())
+
+
 # -- end ----------------------------------------------------------------------------------------------------------
 
 
@@ -392,9 +430,7 @@ def test_the_end(serve: Start, images: QemuImages, tmp_path: Path, number: signa
     client = connect(path)
     answer = server.ask("human-monitor-command", command_line='qemu-io top "write -P 9 2M 1M"')
     assert answer["return"].startswith("wrote 1048576/1048576")
-    # The answer is there before the pid file may be.
-    with pidfile.open() as file:
-        assert int(file.read()) == server.process.pid
+    assert pid_in(pidfile, server) == server.process.pid
     if number is None:
         assert server.ask("quit") == {"return": {}}
     else:
@@ -422,27 +458,20 @@ def test_a_running_job_is_cancelled_and_told_of(serve: Start, images: QemuImages
 
 def test_it_can_be_ended_while_it_waits_for_a_client(tmp_path: Path) -> None:
     path = tmp_path / "qmp"
-    process = subprocess.Popen(
-        [*BLOCKMON, "--chardev", f"socket,id=m,path={path},server=on"], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    try:
+    command = [*BLOCKMON, "--chardev", f"socket,id=m,path={path},server=on"]
+    with talking(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
         assert process.stderr.readline() == f"blockmon: waiting for connection on: disconnected:unix:{path},server=on\n"
         assert path.exists()
         process.terminate()
         assert process.wait(TIMEOUT) == 0
         assert not path.exists()
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_the_pid_file_is_locked(serve: Start, tmp_path: Path) -> None:
     pidfile = tmp_path / "pid"
     server = serve("--pidfile", pidfile)
-    # The file comes when everything stands; a second server is refused from then on.
-    while not pidfile.exists() or not pidfile.read_text():
-        assert server.process.poll() is None
+    assert pid_in(pidfile, server) == server.process.pid
     assert refused("--pidfile", pidfile).endswith("Cannot lock pid file: Resource temporarily unavailable\n")
     assert int(pidfile.read_text()) == server.process.pid
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import queue
-import sys
 import termios
 import threading
 from typing import Any, ClassVar
@@ -172,21 +172,14 @@ class StdioChardev(Chardev):
         self._make_raw()
 
     def _make_raw(self) -> None:
-        fd = sys.stdin.fileno() if sys.stdin is not None else 0
-        if not os.isatty(fd):
+        if not os.isatty(0):
             return
-        self._terminal = termios.tcgetattr(fd)
-        mode = termios.tcgetattr(fd)
-        mode[0] &= ~(
-            termios.IGNBRK
-            | termios.BRKINT
-            | termios.PARMRK
-            | termios.ISTRIP
-            | termios.INLCR
-            | termios.IGNCR
-            | termios.ICRNL
-            | termios.IXON
-        )
+        self._terminal = termios.tcgetattr(0)
+        # Also when the program ends by an exception.
+        atexit.register(self._restore)
+        mode = termios.tcgetattr(0)
+        mode[0] &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP)
+        mode[0] &= ~(termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON)
         mode[1] |= termios.OPOST
         mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
         mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
@@ -194,7 +187,7 @@ class StdioChardev(Chardev):
             mode[3] &= ~termios.ISIG
         mode[6][termios.VMIN] = 1
         mode[6][termios.VTIME] = 0
-        termios.tcsetattr(fd, termios.TCSANOW, mode)
+        termios.tcsetattr(0, termios.TCSANOW, mode)
 
     def attach(self, factory: SessionFactory) -> None:
         super().attach(factory)
@@ -206,9 +199,13 @@ class StdioChardev(Chardev):
             # A reader that does not read must not keep the program from ending.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._transport.wait_written(), 1)
+        self._restore()
+        if self._opened:
+            StdioChardev._taken = self._opened = False
+
+    def _restore(self) -> None:
         if self._terminal is not None:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(0, termios.TCSANOW, self._terminal)
             self._terminal = None
-        if self._opened:
-            StdioChardev._taken = self._opened = False
+            atexit.unregister(self._restore)

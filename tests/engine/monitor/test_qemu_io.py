@@ -189,6 +189,14 @@ def test_nothing_is_left_behind(engine: Engine, io: Io) -> None:
     assert all("write" not in edge["perm"] for edge in edges)
 
 
+def test_a_device_keeps_its_own_permissions(engine: Engine, io: Io) -> None:
+    node = engine.graph.nodes["r"]
+    device = engine.control.call(lambda: engine.graph.add_backend("device", "d", node, Perm.CONSISTENT_READ, Perm.ALL))
+    assert run_hmp(engine, 'qemu-io d "write -q 0 1k"') == ""
+    assert device.perm == Perm.CONSISTENT_READ
+    assert device.root.perm == Perm.CONSISTENT_READ
+
+
 class Gate:
     """Holds up every read of null-co nodes until it is opened."""
 
