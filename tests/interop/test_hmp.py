@@ -184,8 +184,10 @@ def on_stdio(command: list[str], keys: str, cwd: Path) -> str:
         "help quit\ninfo block-jobs\n\x1b[A\x1b[A\x1b[B\nnope\n\x1b[A\x1b[1~\x1b[C\x1b[Cx\x05y\nhelp quit\n"
         "\x1b[A\n\x1b[A\nq\n",
         "info bl\t\x7f\x7f-j\t\nhelp info blo\t\x17\x17\x17block_job_c\t\nhe\tquit\nq\n",
-        "help\x00\x03\x07 quit\n" + "x" * 200 + "\nq\n",
+        # (QEMU loses the end of what would be more than a pipe holds.)
+        "help\x00\x03\x07 quit\n" + "x" * 100 + "\nq\n",
     ],
+    ids=["commands", "empty lines", "editing", "recall", "completion", "odd bytes"],
 )
 def test_a_session_on_a_terminal_is_qemu_s(qemu_system: str, folders: tuple[Path, Path], keys: str) -> None:
     """Banner, prompt, echo, editing, recall, completion."""
