@@ -12,4 +12,5 @@ from engine.commands import (  # noqa: F401
     monitor,
     query,
     snapshot,
+    transaction,
 )

@@ -16,8 +16,9 @@ from engine.graph.node import Node
 from engine.graph.opening import open_node
 from engine.graph.permissions import Perm
 from engine.graph.reopen import set_read_only
-from engine.qapi import Enum, command
-from engine.transaction.action import Action, run
+from engine.qapi import Enum, Struct, command
+from engine.transaction.action import Action
+from engine.transaction.actions import ActionContext, action, perform
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -30,12 +31,42 @@ class NewImageMode(Enum):
     ABSOLUTE_PATHS = "absolute-paths"
 
 
+class BlockdevSnapshot(Struct):
+    """An overlay that is open already.
+
+    node: the node, or device, to take a snapshot of
+    overlay: the node to put on top; without a backing node, and not in use
+    """
+
+    node: str
+    overlay: str
+
+
+class BlockdevSnapshotSync(Struct):
+    """An overlay by its file name.
+
+    device: the device whose node it is
+    node_name: the node, instead of a device
+    snapshot_file: file of the overlay
+    snapshot_node_name: name for the overlay's node; needed with node-name
+    format: of the overlay, qcow2 by default
+    mode: whether the overlay is made (absolute-paths, the default) or there already
+    """
+
+    device: str | None = None
+    node_name: str | None = None
+    snapshot_file: str
+    snapshot_node_name: str | None = None
+    format: str | None = None
+    mode: NewImageMode | None = None
+
+
 class _ExternalSnapshot(Action):
     """What both forms have in common; a subclass names the old node and brings the overlay."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.graph = engine.graph
+    def __init__(self, context: ActionContext) -> None:
+        self.engine = context.engine
+        self.graph = context.engine.graph
         self._held = ExitStack()
         self._change: Transaction | None = None
         self._old: Node
@@ -96,62 +127,50 @@ class _ExternalSnapshot(Action):
         self._held.close()
 
 
+@action("blockdev-snapshot", data=BlockdevSnapshot, since="2.5")
 class BlockdevSnapshotAction(_ExternalSnapshot):
     """blockdev-snapshot: the overlay is a node that is open already."""
 
-    def __init__(self, engine: Engine, *, node: str, overlay: str) -> None:
-        super().__init__(engine)
-        self._node = node
-        self._overlay_name = overlay
+    def __init__(self, context: ActionContext, data: BlockdevSnapshot) -> None:
+        super().__init__(context)
+        self._data = data
 
     def find_old(self) -> Node:
-        return self.graph.find_either(self._node)
+        return self.graph.find_either(self._data.node)
 
     def open_overlay(self, old: Node) -> Node:
-        return open_node(self.graph, self._overlay_name)
+        return open_node(self.graph, self._data.overlay)
 
 
+@action("blockdev-snapshot-sync", data=BlockdevSnapshotSync, since="1.1")
 class BlockdevSnapshotSyncAction(_ExternalSnapshot):
     """blockdev-snapshot-sync: the overlay is made, or opened, by its file name."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        device: str | None,
-        node_name: str | None,
-        snapshot_file: str,
-        snapshot_node_name: str | None,
-        fmt: str,
-        mode: NewImageMode,
-    ) -> None:
-        super().__init__(engine)
-        self._device = device
-        self._node_name = node_name
-        self._file = snapshot_file
-        self._new_name = snapshot_node_name
-        self._format = fmt
-        self._mode = mode
+    def __init__(self, context: ActionContext, data: BlockdevSnapshotSync) -> None:
+        super().__init__(context)
+        self._data = data
+        self._format = data.format or "qcow2"
 
     def find_old(self) -> Node:
-        return self.graph.find(self._device, self._node_name)
+        return self.graph.find(self._data.device, self._data.node_name)
 
     def open_overlay(self, old: Node) -> Node:
-        if self._node_name and self._new_name is None:
+        data = self._data
+        if data.node_name and data.snapshot_node_name is None:
             raise GenericError("New overlay node-name missing")
-        if self._new_name is not None and self._is_taken(self._new_name):
+        if data.snapshot_node_name is not None and self._is_taken(data.snapshot_node_name):
             raise GenericError("New overlay node-name already in use")
-        if self._mode is not NewImageMode.EXISTING:
+        if data.mode is not NewImageMode.EXISTING:
             refresh_filename(old)
             create_image(
                 GraphCreateContext(self.graph, self.engine.control.call),
-                self._file,
+                data.snapshot_file,
                 self._format,
                 old.length,
                 backing_file=old.filename,
                 backing_format=old.driver.name,
             )
-        return open_node(self.graph, self._options(old), filename=self._file)
+        return open_node(self.graph, self._options(old), filename=data.snapshot_file)
 
     def _is_taken(self, name: str) -> bool:
         return name in self.graph.nodes or self.graph.find_backend(name) is not None
@@ -165,54 +184,21 @@ class BlockdevSnapshotSyncAction(_ExternalSnapshot):
             "discard": "unmap" if old.discard_unmap else "ignore",
             "cache": {"direct": old.cache_direct, "no-flush": old.cache_no_flush},
         }
-        if self._new_name is not None:
-            options["node-name"] = self._new_name
+        if self._data.snapshot_node_name is not None:
+            options["node-name"] = self._data.snapshot_node_name
         cls = drivers.get(self._format)
         if cls is not None and cls.supports_backing:
             options["backing"] = None  # the old node takes that place
         return options
 
 
-@command(since="2.5", features=("allow-write-only-overlay",), allow_preconfig=True)
-def blockdev_snapshot(engine: Engine, *, node: str, overlay: str) -> None:
-    """Put an open overlay on top of a node: writes go to the overlay from then on.
-
-    node: the node, or device, to take a snapshot of
-    overlay: the node to put on top; without a backing node, and not in use
-    """
-    run([BlockdevSnapshotAction(engine, node=node, overlay=overlay)])
+@command(since="2.5", boxed=True, features=("allow-write-only-overlay",), allow_preconfig=True)
+def blockdev_snapshot(engine: Engine, data: BlockdevSnapshot) -> None:
+    """Put an open overlay on top of a node: writes go to the overlay from then on."""
+    perform(engine, BlockdevSnapshotAction, data)
 
 
-@command(since="0.14", allow_preconfig=True)
-def blockdev_snapshot_sync(
-    engine: Engine,
-    *,
-    device: str | None = None,
-    node_name: str | None = None,
-    snapshot_file: str,
-    snapshot_node_name: str | None = None,
-    format: str | None = None,
-    mode: NewImageMode | None = None,
-) -> None:
-    """Make an overlay image and put it on top of a node.
-
-    device: the device whose node it is
-    node_name: the node, instead of a device
-    snapshot_file: file of the overlay
-    snapshot_node_name: name for the overlay's node; needed with node-name
-    format: of the overlay, qcow2 by default
-    mode: whether the overlay is made (absolute-paths, the default) or there already
-    """
-    run(
-        [
-            BlockdevSnapshotSyncAction(
-                engine,
-                device=device,
-                node_name=node_name,
-                snapshot_file=snapshot_file,
-                snapshot_node_name=snapshot_node_name,
-                fmt=format or "qcow2",
-                mode=mode or NewImageMode.ABSOLUTE_PATHS,
-            )
-        ]
-    )
+@command(since="0.14", boxed=True, allow_preconfig=True)
+def blockdev_snapshot_sync(engine: Engine, data: BlockdevSnapshotSync) -> None:
+    """Make an overlay image and put it on top of a node."""
+    perform(engine, BlockdevSnapshotSyncAction, data)

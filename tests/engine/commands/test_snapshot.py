@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.commands.snapshot import BlockdevSnapshotAction, BlockdevSnapshotSyncAction, NewImageMode
 from engine.engine import Engine
 from engine.errors import GenericError
 from engine.graph.permissions import Perm
-from engine.transaction.action import run
 
 BLOCK = 4096
 
@@ -115,18 +113,14 @@ def test_a_later_failure_takes_the_snapshot_back(engine: Engine, tmp_path: Path)
     add_base(engine, tmp_path, 4)
     engine.execute("blockdev-add", {"driver": "raw", "node-name": "user", "file": "node0"})
     before = engine.execute("x-debug-query-block-graph")
-    good = BlockdevSnapshotSyncAction(
-        engine,
-        device=None,
-        node_name="node0",
-        snapshot_file=str(tmp_path / "s.qcow2"),
-        snapshot_node_name="s",
-        fmt="qcow2",
-        mode=NewImageMode.ABSOLUTE_PATHS,
-    )
-    bad = BlockdevSnapshotAction(engine, node="s", overlay="nope")
+    good = sync(0, tmp_path) | {"node-name": "node0", "snapshot-node-name": "s"}
+    bad = {"node": "s", "overlay": "nope"}
+    actions = [
+        {"type": "blockdev-snapshot-sync", "data": good},
+        {"type": "blockdev-snapshot", "data": bad},
+    ]
     with pytest.raises(GenericError, match="node-name='nope'"):
-        engine.control.call(lambda: run([good, bad]))
+        engine.execute("transaction", {"actions": actions})
     assert engine.execute("x-debug-query-block-graph") == before
     node = engine.graph.node("node0")
     assert not node.read_only
