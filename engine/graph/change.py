@@ -5,15 +5,18 @@ Everything here runs on the control plane. The nodes whose edges move are draine
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
 
 from engine.errors import GenericError
 from engine.graph.blockers import BACKING_CHILD_ALLOWS
-from engine.graph.edge import Edge, Parent
+from engine.graph.edge import Edge, Parent, held_together
 from engine.graph.node import Node
 from engine.graph.permissions import Perm, Role, error_names
+
+log = logging.getLogger("engine")
 
 
 class Transaction:
@@ -126,6 +129,7 @@ def attach(
         parent.children[name] = edge
     if holder is not None:
         holder(edge)
+    follow(txn, edge)
 
     def undo() -> None:
         if isinstance(parent, Node):
@@ -136,6 +140,33 @@ def attach(
 
     txn.add(undo=undo)
     return edge
+
+
+def linked(start: Node) -> list[Node]:
+    """All nodes that a path of links, up or down, or a job that works on several, leads to."""
+    found = {start: None}
+    pending = [start]
+    while pending:
+        node = pending.pop()
+        near = [edge.child for edge in node.children.values()]
+        for edge in node.parents:
+            near += [edge.parent] if isinstance(edge.parent, Node) else held_together(edge.parent)
+        for other in near:
+            if other not in found:
+                found[other] = None
+                pending.append(other)
+    return list(found)
+
+
+def follow(txn: Transaction, edge: Edge) -> None:
+    """*edge* is new: linked nodes share one iothread, so the child's side moves to the parent's."""
+    parent, child = edge.parent, edge.child
+    if not isinstance(parent, Node) or parent.iothread is child.iothread:
+        return
+    wanted = parent.iothread
+    for node in linked(child):
+        before, node.iothread = node.iothread, wanted
+        txn.add(undo=partial(setattr, node, "iothread", before))
 
 
 def detach(txn: Transaction, edge: Edge, *, holder: Callable[[Edge | None], None] | None = None) -> None:
@@ -174,6 +205,7 @@ def move(txn: Transaction, edge: Edge, to: Node, *, check_frozen: bool = True) -
     if isinstance(edge.parent, Node):
         # As in QEMU a moved edge counts as the newest of its parent; this shows in x-debug-query-block-graph.
         edge.parent.children[edge.name] = edge.parent.children.pop(edge.name)
+    follow(txn, edge)
 
     def undo() -> None:
         _relink(edge, old)
@@ -323,9 +355,15 @@ def set_edge_permissions(edge: Edge, perm: Perm, shared: Perm) -> None:
 
 
 def loosen(nodes: Iterable[Node]) -> None:
-    """Refresh after permissions were given up; taking less never fails, so an error would be a bug below."""
-    with Transaction() as txn:
-        refresh_permissions(txn, [node for node in nodes if not node.closed])
+    """Refresh after permissions were given up.
+
+    An error (a driver could not clean up while it still may) is only logged: what was given up can't be taken back.
+    """
+    try:
+        with Transaction() as txn:
+            refresh_permissions(txn, [node for node in nodes if not node.closed])
+    except GenericError:
+        log.exception("permissions that are not needed any more stay taken")
 
 
 # -- freezing ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from engine.errors import GenericError, os_error_text
 from engine.graph.backend import BlockBackend
 from engine.graph.driver import CreateContext, Driver, drivers
-from engine.graph.filenames import find_protocol
+from engine.graph.filenames import combine, find_protocol, protocol_of
 from engine.graph.graph import Graph
 from engine.graph.opening import open_node
 from engine.graph.options import BlockdevCreateOptions
@@ -88,6 +88,22 @@ def create_image(
             with contextlib.suppress(OSError):
                 os.unlink(str(place["filename"]))
         raise
+
+
+def check_backing(graph: Graph, filename: str, backing_file: str, backing_format: str) -> None:
+    """Whether *backing_file*, as the new image *filename* will have it in its header, can be opened. Control plane.
+
+    Errors: GenericError.
+    """
+    if not backing_file.startswith("/") and protocol_of(backing_file) is None:
+        if not filename or filename.startswith("json:"):
+            raise GenericError(f"Cannot use relative backing file names for '{filename}'")
+        backing_file = combine(filename, backing_file)
+    try:
+        node = open_node(graph, {"driver": backing_format, "read-only": True}, filename=backing_file)
+    except GenericError as exc:
+        raise GenericError(exc.desc, hint="Could not open backing image.") from exc
+    graph.unpin(node)
 
 
 def _create(cls: type[Driver], options: dict[str, object], context: CreateContext) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from engine.throttle.group import unthrottled
 
 if TYPE_CHECKING:
     from engine.graph.node import Node
@@ -69,6 +71,8 @@ class Door:
 
     def wait_idle(self) -> None:
         """Block until nothing is in flight. The door is to be closed."""
+        if self.in_flight:
+            _call_wakes()
         with self._condition:
             while self.in_flight:
                 self._condition.wait()
@@ -78,20 +82,65 @@ class Door:
         return self._closed > 0
 
 
+_lock = threading.Lock()
+_drains = 0
+_wakes: list[Callable[[], None]] = []
+
+
+def awaited(node: Node, wake: Callable[[], None]) -> bool:
+    """Whether a drain waits, or may wait, for the requests in *node* to end. Any thread.
+
+    For drivers that hold requests up on purpose: the control plane is at a standstill then, so nobody could let them
+    go. When not, *wake* is called once, on the control plane, at the next drain, for the driver to ask again.
+    """
+    with _lock:
+        # First this, then the look: a drain that begins meanwhile makes the caller ask once more.
+        _wakes.append(wake)
+        draining = _drains > 0
+    stack, seen = [node], {node}
+    while stack:
+        for edge in list(stack.pop().parents):
+            # A job waits for all of its requests, on whichever of its nodes the drain is.
+            if edge.quiesces_parent or (draining and edge.parent.parent_kind == "job"):
+                return True
+            if edge.parent.parent_kind == "node":
+                parent = cast("Node", edge.parent)
+                if parent not in seen:
+                    seen.add(parent)
+                    stack.append(parent)
+    return False
+
+
+def _call_wakes() -> None:
+    """Have every driver that holds requests up ask whether it still may."""
+    with _lock:
+        wakes = _wakes[:]
+        _wakes.clear()
+    for wake in wakes:
+        wake()
+
+
 @contextmanager
 def drained(nodes: Iterable[Node]) -> Iterator[None]:
     """Keep every request out of *nodes* and whatever reaches them; control plane only.
 
     All doors are closed before the first wait, so that users of several of the nodes cannot block one another.
     """
+    global _drains
     begun: list[Node] = []
+    with _lock:
+        _drains += 1
     try:
         for node in dict.fromkeys(nodes):
             node.drained_begin()
             begun.append(node)
-        for node in begun:
-            node.drained_wait()
+        _call_wakes()
+        with unthrottled(begun):
+            for node in begun:
+                node.drained_wait()
         yield
     finally:
+        with _lock:
+            _drains -= 1
         for node in reversed(begun):
             node.drained_end()

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from engine.errors import GenericError
 from engine.graph.info import BlockStatsSpecific, ImageInfoSpecific
-from engine.graph.options import BlockdevCreateOptions, BlockdevOptions, PreallocMode
+from engine.graph.options import BlockdevAmendOptions, BlockdevCreateOptions, BlockdevOptions, PreallocMode
 from engine.graph.permissions import Perm, Role, default_child_permissions
+from engine.qapi.keyval import crumple
 
 if TYPE_CHECKING:
     from engine.graph.backend import BlockBackend
+    from engine.graph.change import Transaction
     from engine.graph.edge import Edge
     from engine.graph.info import SnapshotInfo
     from engine.graph.node import Node
@@ -122,8 +124,11 @@ class Opening(Protocol):
 
         filename: used when the options name none. parse_filename: whether ``json:`` and protocol prefixes are
         honoured in it (never for names found inside images, save backing files). probe: probe a missing format,
-        else a missing driver means a protocol driver.
+        else a missing driver means a protocol driver. ``NAME.0`` means the first in the list NAME.
         """
+
+    def child_count(self, name: str) -> int:
+        """How many children the options list under *name*. Errors: GenericError when it is no list."""
 
 
 @dataclass(slots=True)
@@ -162,15 +167,57 @@ class CreateContext(Protocol):
 
 
 class ReopenState:
-    """One node's part in a reopen: the new options and flags, and room for the driver's prepared state."""
+    """One node's part in a reopen: the new options and flags, and room for the driver's prepared state.
 
-    __slots__ = ("node", "options", "read_only", "prepared")
+    options: the driver's new options (its ``Options`` struct), or None when they stay as they are. effective,
+    explicit: all new options, those given by the user alone, as flat wire names. references: what is asked for
+    children that are replaced, or only named. prepared: the driver's own.
+    """
+
+    __slots__ = (
+        "node",
+        "options",
+        "read_only",
+        "auto_read_only",
+        "cache_direct",
+        "cache_no_flush",
+        "discard_unmap",
+        "detect_zeroes",
+        "explicit",
+        "effective",
+        "references",
+        "keeps_old",
+        "says_backing",
+        "prepared",
+    )
 
     def __init__(self, node: Node, options: Any, read_only: bool) -> None:
         self.node = node
         self.options = options
         self.read_only = read_only
+        self.auto_read_only = node.auto_read_only
+        self.cache_direct = node.cache_direct
+        self.cache_no_flush = node.cache_no_flush
+        self.discard_unmap = node.discard_unmap
+        self.detect_zeroes = node.detect_zeroes
+        self.explicit: dict[str, Any] = {}
+        self.effective: dict[str, Any] = {}
+        self.references: dict[str, Any] = {}
+        self.keeps_old = False
+        self.says_backing = False
         self.prepared: Any = None
+
+    def take_effect(self) -> None:
+        """Give the node its new flags and options; the driver follows."""
+        node = self.node
+        node.read_only = self.read_only
+        node.auto_read_only = self.auto_read_only
+        node.cache_direct = self.cache_direct
+        node.cache_no_flush = self.cache_no_flush
+        node.discard_unmap = self.discard_unmap
+        node.detect_zeroes = self.detect_zeroes
+        node.explicit_options = crumple(self.explicit)
+        node.options = crumple(self.effective)
 
 
 class Driver(abc.ABC):
@@ -182,6 +229,8 @@ class Driver(abc.ABC):
     """The branch of BlockdevOptions: options of this driver alone (children included)."""
     CreateOptions: ClassVar[type[Struct] | None] = None
     """The branch of BlockdevCreateOptions, for drivers that can create images."""
+    AmendOptions: ClassVar[type[Struct] | None] = None
+    """The branch of BlockdevAmendOptions, for drivers that can amend images."""
     SpecificInfo: ClassVar[type[Struct] | None] = None
     """The branch of ImageInfoSpecific: what format_specific() gives, for formats that have it."""
     SpecificStats: ClassVar[type[Struct] | None] = None
@@ -193,14 +242,20 @@ class Driver(abc.ABC):
     supports_backing: ClassVar[bool] = False
     supports_fua: ClassVar[bool] = False
     supports_compressed_writes: ClassVar[bool] = False
+    supports_snapshots: ClassVar[bool] = False
+    """Whether the image can hold internal snapshots; ask engine.graph.internal_snapshots, which knows of filters."""
     protocol_prefix: ClassVar[str | None] = None
     """``nbd`` for file names that begin ``nbd:``; None for drivers without one."""
     strong_options: ClassVar[tuple[str, ...]] = ()
     """Options that change the data seen, hence appear in a generated file name. Ending in '.' means a prefix."""
     child_options: ClassVar[frozenset[str]] = frozenset({"file", "backing"})
     """Options (wire names) that are children: opened by open_child(), not passed on as values."""
+    changes_children: ClassVar[bool] = False
+    """Whether children may come and go at run time: add_child() and remove_child() work."""
     mutable_options: ClassVar[frozenset[str]] = frozenset()
     """Options (wire names) that reopen may change or reset."""
+    mutable_when_given: ClassVar[frozenset[str]] = frozenset()
+    """Options that reopen may change but not reset: left out once they were given, they are an error."""
 
     node: Node
     length: int
@@ -238,6 +293,18 @@ class Driver(abc.ABC):
         Never raises; called on the control plane with no request in flight.
         """
 
+    def drained_begin(self) -> None:
+        """The node is drained: what waits inside the driver has to come to its end. Pairs with drained_end()."""
+
+    def drained_end(self) -> None:
+        """The node is not drained any more."""
+
+    def drained_wait(self) -> None:
+        """Block until requests that the driver goes on with by itself, after their callers were answered, have ended.
+
+        No new request comes meanwhile.
+        """
+
     def refresh_limits(self) -> None:
         """Recompute ``limits`` after the children's changed."""
 
@@ -258,8 +325,14 @@ class Driver(abc.ABC):
         """Undo what check_permissions prepared. Never raises."""
 
     def reopen_prepare(self, state: ReopenState) -> None:
-        """Check that the node can take the new options and flags; nothing visible changes. Errors: GenericError."""
-        if state.read_only != self.node.read_only or state.options is not None:
+        """Check that the node can take the new options and flags; nothing visible changes. Errors: GenericError.
+
+        Drivers that can be reopened override this; ``mutable_options`` says which of their options may change.
+        """
+
+    def check_reopen(self, state: ReopenState) -> None:
+        """Refuse to reopen nodes of drivers that can't be. Errors: GenericError."""
+        if type(self).reopen_prepare is Driver.reopen_prepare:
             raise GenericError(
                 f"Block format '{self.name}' used by node '{self.node.name}' does not support reopening files"
             )
@@ -273,9 +346,29 @@ class Driver(abc.ABC):
     def reopen_abort(self, state: ReopenState) -> None:
         """Drop the prepared state. Never raises."""
 
+    def add_child(self, txn: Transaction, child: Node) -> Edge:
+        """Attach one more child; both nodes are drained, permissions are refreshed afterwards. Errors: GenericError."""
+        raise GenericError(f"The node {self.node.device_or_node_name} does not support adding a child")
+
+    def remove_child(self, txn: Transaction, edge: Edge) -> None:
+        """Detach the child of *edge*; both nodes are drained. Errors: GenericError."""
+        raise GenericError(f"The node {self.node.device_or_node_name} does not support removing a child")
+
+    def children_options(self) -> dict[str, Any] | None:
+        """The children's options as a ``json:`` file name has them; None: each by the name of its edge."""
+        return None
+
     def change_backing_string(self, filename: str | None, fmt: str | None) -> None:
         """Write the backing file name and format into the image header. Errors: OSError."""
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    def check_bitmap_storable(self, name: str, granularity: int) -> None:
+        """Whether a new dirty bitmap could be stored in the image. Errors: GenericError."""
+        where = self.node.device_or_node_name
+        raise GenericError(f"Can't store persistent bitmaps to {where}: {os.strerror(errno.ENOTSUP)}")
+
+    def remove_stored_bitmap(self, name: str) -> None:
+        """Remove a dirty bitmap from the image; none of that name is fine. Errors: GenericError."""
 
     def info(self) -> DriverInfo | None:
         """Cluster size and the like; None where the driver has no such notion."""
@@ -288,6 +381,29 @@ class Driver(abc.ABC):
     def snapshot_list(self) -> list[SnapshotInfo]:
         """The internal snapshots of the image, in the order of its table."""
         return []
+
+    def holds_snapshots(self) -> bool:
+        """Whether this image, too, can hold internal snapshots, as its format can."""
+        return self.supports_snapshots
+
+    def snapshot_size(self, id_or_name: str) -> int | None:
+        """Length of the disk, in bytes, that a snapshot was taken of; None if there is no such snapshot."""
+        return None
+
+    def snapshot_create(self, info: SnapshotInfo) -> SnapshotInfo:
+        """Take an internal snapshot called ``info.name``, with its times; returns what was stored, with its new id.
+
+        The node is drained, and stays so. The same holds for the next two. Errors: OSError.
+        """
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    def snapshot_delete(self, snapshot_id: str | None, name: str | None) -> None:
+        """Delete the internal snapshot that has this id and this name (None: any). Errors: GenericError, OSError."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    def snapshot_goto(self, id_or_name: str) -> None:
+        """Make the disk what it was when a snapshot was taken, ``length`` included. Errors: GenericError, OSError."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     def is_encrypted(self) -> bool:
         """Whether the data lie encrypted on the host."""
@@ -310,7 +426,22 @@ class Driver(abc.ABC):
         """Make an image. Runs in a job's thread. Errors: GenericError, OSError."""
         raise GenericError("Driver does not support blockdev-create")
 
+    def amend(self, options: Any, force: bool) -> None:
+        """Change the image as *options* (an instance of AmendOptions) say; *force*: even if data may become
+        unreadable by that. Runs in a job's thread. Errors: GenericError, OSError.
+        """
+        raise GenericError("Driver does not support x-blockdev-amend")
+
     # -- data plane ------------------------------------------------------------------------------------------
+
+    def debug_event(self, event: str) -> None:
+        """A request of the parent has got to the place called *event* (a BlkdebugEvent). For blkdebug alone."""
+
+    def announce_flush(self) -> None:
+        """Tell the primary child that this node is about to have its children flushed."""
+        primary = self.node.primary
+        if primary is not None and not self.node.cache_no_flush:
+            primary.child.driver.debug_event("flush_to_disk")
 
     @abc.abstractmethod
     def read(self, offset: int, buffer: memoryview) -> None:
@@ -330,6 +461,7 @@ class Driver(abc.ABC):
 
     def flush(self) -> None:
         """Bring all data and metadata to stable storage: write caches, then flush the children written to."""
+        self.announce_flush()
         for edge in self.node.children.values():
             if edge.perm & (Perm.WRITE | Perm.WRITE_UNCHANGED):
                 edge.flush()
@@ -367,6 +499,14 @@ class Driver(abc.ABC):
         """Whether a freshly created image of this node reads as zeros."""
         return False
 
+    def unmaps_zeroes(self) -> bool:
+        """Whether write_zeroes with MAY_UNMAP gives space back (QEMU's supported_zero_flags)."""
+        return False
+
+    def can_replace(self, node: Node) -> bool:
+        """Whether *node*, below this one, may be replaced by a copy of this node and no user would see a change."""
+        return False
+
 
 class FilterDriver(Driver):
     """Base of filters: everything passes to the one filtered child unless overridden."""
@@ -392,9 +532,6 @@ class FilterDriver(Driver):
     def refresh_limits(self) -> None:
         self.limits = self.filtered.child.driver.limits
 
-    def reopen_prepare(self, state: ReopenState) -> None:
-        """Filters hold no state of their own, so flags may change freely."""
-
     def read(self, offset: int, buffer: memoryview) -> None:
         self.filtered.read(offset, buffer)
 
@@ -419,6 +556,13 @@ class FilterDriver(Driver):
     def has_zero_init(self) -> bool:
         return self.filtered.child.driver.has_zero_init()
 
+    def unmaps_zeroes(self) -> bool:
+        return self.filtered.child.driver.unmaps_zeroes()
+
+    def can_replace(self, node: Node) -> bool:
+        child = self.filtered.child
+        return child is node or child.driver.can_replace(node)
+
 
 drivers: dict[str, type[Driver]] = {}
 """All registered drivers by name, in order of registration (ties in probing go to the earlier one)."""
@@ -433,6 +577,8 @@ def register(cls: _D) -> _D:
     BlockdevOptions.add_branch(cls.name, cls.Options)
     if cls.CreateOptions is not None:
         BlockdevCreateOptions.add_branch(cls.name, cls.CreateOptions)
+    if cls.AmendOptions is not None:
+        BlockdevAmendOptions.add_branch(cls.name, cls.AmendOptions)
     if cls.SpecificInfo is not None:
         ImageInfoSpecific.add_branch(cls.name, cls.SpecificInfo, wrap="data")
     if cls.SpecificStats is not None:

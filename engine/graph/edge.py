@@ -39,6 +39,12 @@ class Parent(Protocol):
         """Undo one drained_begin."""
 
 
+def held_together(parent: Parent) -> list[Node]:
+    """The nodes that *parent* works on at a time: a block job's; none for others."""
+    edges: list[Edge] = getattr(parent, "edges", [])
+    return [edge.child for edge in edges]
+
+
 class Edge:
     """A parent → child link with its role, the permissions taken and those shared with others.
 

@@ -113,10 +113,14 @@ def refresh_filename(node: Node) -> None:
             node.backing_overridden = bool(node.auto_backing_file) and node.no_backing
     strong = _strong_options(node)
     options: dict[str, Any] = {"driver": driver.name, **strong}
-    for edge in node.children.values():
-        if edge is backing and not node.backing_overridden:
-            continue
-        options[edge.name] = edge.child.full_options
+    listed = driver.children_options()
+    if listed is not None:
+        options |= listed
+    else:
+        for edge in node.children.values():
+            if edge is backing and not node.backing_overridden:
+                continue
+            options[edge.name] = edge.child.full_options
     if driver.supports_backing and backing is None and node.backing_overridden:
         options["backing"] = None
     node.full_options = options
@@ -156,6 +160,9 @@ def _strong_options(node: Node) -> dict[str, Any]:
     strong: dict[str, Any] = {}
     for key, value in node.options.items():
         for name in node.driver.strong_options:
-            if key == name or (name.endswith(".") and (key + ".").startswith(name)):
+            if key == name:
                 strong[key] = value
+            elif name == key + ".":
+                # What is nested stays flat here, as the options of a node are in QEMU.
+                strong |= keyval.flatten({key: value})
     return strong

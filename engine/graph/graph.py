@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Protocol
 
 from engine.errors import DeviceNotFound, GenericError
@@ -14,14 +14,11 @@ from engine.graph.edge import Edge
 from engine.graph.node import Node
 from engine.graph.permissions import Perm, Role
 from engine.graph.policy import OpenPolicy
+from engine.names import id_wellformed as id_wellformed
+from engine.objects.store import Objects
+from engine.qapi import Struct
 
 NODE_NAME_MAX = 31
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\Z")
-
-
-def id_wellformed(name: str) -> bool:
-    """Whether *name* may be a node name, job id and the like (QEMU's id_wellformed)."""
-    return _NAME.match(name) is not None
 
 
 class Control(Protocol):
@@ -32,16 +29,18 @@ class Control(Protocol):
 
 
 class Graph:
-    """Nodes and back ends. All methods but changed() and report_corruption() belong to the control plane."""
+    """Nodes and back ends. Methods belong to the control plane, but for changed(), emit() and report_corruption()."""
 
     def __init__(self, control: Control) -> None:
         self.control = control
         self.nodes: dict[str, Node] = {}
         self.backends: list[BlockBackend] = []
         self.policy = OpenPolicy()
+        self.objects = Objects()
         self.generation = 0
         self.on_change: list[Callable[[int], None]] = []
         self.on_corruption: list[Callable[[Node, str, int | None, int | None, bool], None]] = []
+        self.on_event: list[Callable[[Struct], None]] = []
         self._auto_names = 0
 
     # -- notices ---------------------------------------------------------------------------------------------
@@ -51,6 +50,11 @@ class Graph:
         self.generation += 1
         for callback in self.on_change:
             callback(self.generation)
+
+    def emit(self, event: Struct) -> None:
+        """Pass an event that a driver declares (``engine.qapi.event``) on to whoever listens. Any thread."""
+        for callback in self.on_event:
+            callback(event)
 
     def report_corruption(self, node: Node, message: str, offset: int | None, size: int | None, fatal: bool) -> None:
         """Pass a driver's report on to the control plane. Any thread."""
@@ -174,6 +178,7 @@ class Graph:
         if backend.root is not None:
             self.eject(backend)
         self.backends.remove(backend)
+        backend.set_limiter(None)
         self.changed()
 
     # -- lives -----------------------------------------------------------------------------------------------
@@ -191,8 +196,12 @@ class Graph:
 
     def _close(self, node: Node) -> None:
         node.closed = True
+        node.iothread = None
         try:
             if node.opened:
+                # What was written goes to stable storage, as when QEMU closes a node; nobody is left to tell of errors.
+                with suppress(OSError):
+                    node.flush()
                 node.driver.close()
         finally:
             children = []

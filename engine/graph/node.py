@@ -12,15 +12,17 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.bitmaps.dirty import bitmaps_of
 from engine.graph.blockers import OpBlockers
 from engine.graph.driver import Extent, Limits, Prealloc, Status, WriteFlag
 from engine.graph.permissions import Perm, Role
-from engine.graph.ranges import RangeLock
+from engine.graph.ranges import RangeLock, Readers
 
 if TYPE_CHECKING:
     from engine.graph.driver import Driver
     from engine.graph.edge import Edge
     from engine.graph.graph import Graph
+    from engine.objects.iothread import IOThread
 
 MAX_LENGTH = (1 << 63) - (1 << 30)
 """Largest virtual length in bytes: 2^63-1 rounded down to 1 GiB, the largest alignment."""
@@ -30,8 +32,11 @@ MAX_BOUNCE = 16 << 20
 _DATA, _ZERO, _VALID = int(Status.DATA), int(Status.ZERO), int(Status.OFFSET_VALID)
 _RAW, _ALLOCATED, _EOF, _RECURSE = int(Status.RAW), int(Status.ALLOCATED), int(Status.EOF), int(Status.RECURSE)
 _FUA, _MAY_UNMAP, _NO_FALLBACK = int(WriteFlag.FUA), int(WriteFlag.MAY_UNMAP), int(WriteFlag.NO_FALLBACK)
+_COMPRESSED = int(WriteFlag.COMPRESSED)
+_WRITES = Perm.WRITE | Perm.WRITE_UNCHANGED
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP)
 _zeros = memoryview(bytes(1 << 20))
+_ZERO_RUN = bytes(256 << 10)
 
 
 class WriteTracker(Protocol):
@@ -47,8 +52,9 @@ def is_zero(data: memoryview) -> bool:
         return True
     if data[0] or data[size - 1]:
         return False
-    step = len(_zeros)
-    return all(data[at : at + step] == _zeros[: min(step, size - at)] for at in range(0, size, step))
+    # Bytes are compared by memcmp here, but one by one where two memoryviews are.
+    step = len(_ZERO_RUN)
+    return all(_ZERO_RUN.startswith(data[at : at + step]) for at in range(0, size, step))
 
 
 class Node:
@@ -100,13 +106,19 @@ class Node:
         """The user asked for no backing node although the header may name one."""
         self.error: str | None = None
         """What is wrong with the image, as the driver found out while it was in use."""
+        self.ejected = False
+        """The image turned out to be so corrupt that it must not be used any more: as a drive without a medium."""
         self.broken_links: dict[str, tuple[str, str]] = {}
         """Child name → (file name, error) of links that could not be opened and were tolerated."""
 
+        self._iothread: IOThread | None = None
         self.quiesce_count = 0
         self.ranges = RangeLock()
         self._serialisers = 0
         self._tracked = False
+        self.readers: Readers | None = None
+        """Where reads are seen while somebody waits for them (track_reads)."""
+        self._read_trackings = 0
         self.trackers: tuple[WriteTracker, ...] = ()
         self._flush_lock = threading.Lock()
         self._unflushed = False
@@ -174,6 +186,16 @@ class Node:
         """The child whose file name stands for the node."""
         return next((edge for edge in self.children.values() if edge.role & Role.PRIMARY), None)
 
+    @property
+    def device_name(self) -> str:
+        """Name of the device whose root this node is, '' for none."""
+        names = (edge.parent.parent_name for edge in self.parents if edge.parent.parent_kind == "device")
+        return next(filter(None, names), "")
+
+    @property
+    def device_or_node_name(self) -> str:
+        return self.device_name or self.name
+
     def cumulative_permissions(self) -> tuple[Perm, Perm]:
         """(taken by any parent, shared by all parents)."""
         taken, shared = Perm.NONE, Perm.ALL
@@ -182,24 +204,40 @@ class Node:
             shared &= edge.shared
         return taken, shared
 
+    @property
+    def iothread(self) -> IOThread | None:
+        """The iothread that serves the node's users, None for the engine's own threads. Control plane."""
+        return self._iothread
+
+    @iothread.setter
+    def iothread(self, iothread: IOThread | None) -> None:
+        old, self._iothread = self._iothread, iothread
+        if old is not None:
+            old.release(self)
+        if iothread is not None:
+            iothread.hold(self)
+
     # -- drain -----------------------------------------------------------------------------------------------
 
     def drained_begin(self) -> None:
         self.quiesce_count += 1
         if self.quiesce_count == 1:
-            for edge in self.parents:
+            self.driver.drained_begin()
+            for edge in reversed(self.parents):  # newest first, as QEMU goes
                 edge.quiesces_parent = True
                 edge.parent.drained_begin()
 
     def drained_wait(self) -> None:
-        for edge in self.parents:
+        for edge in reversed(self.parents):
             if edge.quiesces_parent:
                 edge.parent.drained_wait()
+        self.driver.drained_wait()
 
     def drained_end(self) -> None:
         self.quiesce_count -= 1
         if self.quiesce_count == 0:
-            for edge in self.parents:
+            self.driver.drained_end()
+            for edge in reversed(self.parents):  # newest first, as QEMU goes
                 if edge.quiesces_parent:
                     edge.quiesces_parent = False
                     edge.parent.drained_end()
@@ -216,10 +254,31 @@ class Node:
         self._serialisers -= 1
         self._tracked = self._serialisers > 0
 
+    def track_reads(self) -> Readers:
+        """From now on every read is seen by the Readers returned. Call while the node is drained."""
+        if self.readers is None:
+            self.readers = Readers()
+        self._read_trackings += 1
+        return self.readers
+
+    def untrack_reads(self) -> None:
+        """Undo one track_reads. Call while the node is drained."""
+        self._read_trackings -= 1
+        if not self._read_trackings:
+            self.readers = None
+
     # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, offset: int, buffer: memoryview) -> None:
         """Fill *buffer*; bytes past the end read as zeros. Errors: OSError."""
+        readers = self.readers
+        if readers is None:
+            self._read(offset, buffer)
+            return
+        with readers.reading(offset, len(buffer)):
+            self._read(offset, buffer)
+
+    def _read(self, offset: int, buffer: memoryview) -> None:
         size = len(buffer)
         self.rd_operations += 1
         self.rd_bytes += size
@@ -255,6 +314,8 @@ class Node:
             unmap = _MAY_UNMAP if self.detect_zeroes == "unmap" else 0
             self.write_zeroes(offset, size, (flags & _FUA) | unmap)
             return
+        if flags & _COMPRESSED and not self.driver.supports_compressed_writes:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
         self.wr_operations += 1
         self.wr_bytes += size
         try:
@@ -276,9 +337,23 @@ class Node:
                 self.driver.write(offset, data, flags)
                 return
             bounce = memoryview(bytearray(end - start))
-            self._read_blocks(start, bounce)
+            self._read_edges(start, bounce, offset, len(data))
             bounce[offset - start : offset - start + len(data)] = data
             self.driver.write(start, bounce, flags)
+
+    def _read_edges(self, start: int, bounce: memoryview, offset: int, length: int) -> None:
+        """Fill *bounce*, the blocks from *start* on that hold the range, with what is there; tell blkdebug."""
+        event = self.driver.debug_event
+        head, tail = start < offset, offset + length < start + len(bounce)
+        if head:
+            event("pwritev_rmw_head")
+        if tail:
+            event("pwritev_rmw_tail")
+        self._read_blocks(start, bounce)
+        if head:
+            event("pwritev_rmw_after_head")
+        if tail:
+            event("pwritev_rmw_after_tail")
 
     def _read_blocks(self, start: int, bounce: memoryview) -> None:
         """Read whole aligned blocks; what lies in blocks past the end stays zero."""
@@ -362,7 +437,7 @@ class Node:
             if align > 1 and (offset | step) & (align - 1):
                 start, stop = offset & -align, -(-(offset + step) // align) * align
                 bounce = memoryview(bytearray(stop - start))
-                self._read_blocks(start, bounce)
+                self._read_edges(start, bounce, offset, step)
                 bounce[offset - start : offset - start + step] = _zeros[:step]
                 self.driver.write(start, bounce)
             else:
@@ -389,11 +464,18 @@ class Node:
 
     def flush(self) -> None:
         """Bring everything written so far to stable storage. Errors: OSError."""
-        if self.read_only:
+        if self.read_only or self.ejected:
             return
+        primary = self.primary
+        if primary is not None:
+            primary.child.driver.debug_event("flush_to_os")
         # Flushes take turns: one that finds nothing to do must know that the one before it has finished.
         with self._flush_lock:
             if not self._unflushed:
+                # Below there may be something all the same: a filter comes in after the writes that a guest flushes.
+                for edge in list(self.children.values()):
+                    if edge.perm & _WRITES:
+                        edge.flush()
                 return
             self._unflushed = False
             try:
@@ -408,6 +490,8 @@ class Node:
 
     def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
         """Change the virtual length; new bytes read as zeros. Errors: GenericError, OSError."""
+        if self.ejected:
+            raise OSError(errno.ENOMEDIUM, "No medium inserted")
         if self.read_only:
             raise OSError(errno.EACCES, "Image is read-only")
         if length < 0 or length > MAX_LENGTH:
@@ -419,6 +503,8 @@ class Node:
         if backing is not None and length > old and backing.child.length > old:
             # The backing image would shine through where the overlay grew into its range.
             self._zero_run(old, min(length, backing.child.length) - old, 0)
+        for bitmap in bitmaps_of(self):
+            bitmap.truncate(self.length)
         self.graph.changed()
 
     def after_host_write(self, offset: int, length: int) -> None:
@@ -483,6 +569,8 @@ class Node:
 
     def report_corruption(self, message: str, offset: int | None, size: int | None, fatal: bool) -> None:
         """Tell the control plane that the image's metadata is broken (event BLOCK_IMAGE_CORRUPTED). Any thread."""
+        if fatal:
+            self.ejected = True
         self.graph.report_corruption(self, message, offset, size, fatal)
 
 

@@ -21,7 +21,8 @@ from engine.graph.node import Node
 from engine.graph.options import GENERIC_OPTIONS
 from engine.graph.permissions import Perm, Role
 from engine.graph.policy import OpenPolicy
-from engine.qapi import Struct, from_wire
+from engine.qapi import Struct, from_wire, scalars
+from engine.qapi.builtin import Builtin
 
 PROBE_SIZE = 512
 """Bytes of an image that format drivers may look at to recognise it."""
@@ -40,6 +41,8 @@ class Context:
     depth: int = 0
     identities: tuple[tuple[int, int], ...] = ()
     """(st_dev, st_ino) of the images above, to recognise a chain that bites its tail."""
+    no_backing: bool = False
+    """No backing images are opened."""
 
 
 @dataclass
@@ -67,12 +70,14 @@ def open_node(
     filename: str | None = None,
     policy: OpenPolicy | None = None,
     naming: Naming | None = None,
+    no_backing: bool = False,
 ) -> Node:
     """Open a node by options (wire names, nested) and/or file name, or find the one named by a string.
 
-    The node comes back pinned: attach it or make the monitor own it, then ``graph.unpin(node)``. Errors: GenericError.
+    no_backing: leave the backing image out, whatever the format. The node comes back pinned: attach it or make the
+    monitor own it, then ``graph.unpin(node)``. Errors: GenericError.
     """
-    context = Context(graph, policy or graph.policy, naming)
+    context = Context(graph, policy or graph.policy, naming, no_backing=no_backing)
     return _open(context, options, filename, Inherited())
 
 
@@ -131,6 +136,8 @@ def _open(context: Context, options: Mapping[str, Any] | str, filename: str | No
 
 
 def _protocol_filename(effective: dict[str, Any], filename: str | None) -> str:
+    if filename == "":
+        raise GenericError("The 'file' block driver requires a file name")
     name = filename if filename is not None else effective.get("filename")
     if not isinstance(name, str) or not name:
         raise GenericError("Must specify either driver or file")
@@ -290,6 +297,10 @@ class _Opener:
         node.options = {k: v for k, v in self.effective.items() if k in GENERIC_OPTIONS} | {
             k: v for k, v in own.items() if k not in driver.child_options
         }
+        # In force though not given: children that are reopened with this node inherit them.
+        node.options["cache"] = {"direct": node.cache_direct, "no-flush": node.cache_no_flush}
+        node.options.setdefault("read-only", node.read_only)
+        node.options.setdefault("auto-read-only", node.auto_read_only)
         driver.open(self)
         node.opened = True
         driver.refresh_limits()
@@ -309,7 +320,7 @@ class _Opener:
         parse_filename: bool = True,
         probe: bool = False,
     ) -> Edge | None:
-        value = self.own.get(name)
+        value = self._child_value(name)
         if value is None and filename is None:
             if required:
                 raise GenericError(f'A block device must be specified for "{name}"')
@@ -343,6 +354,16 @@ class _Opener:
         finally:
             self.context.graph.unpin(child)
 
+    def child_count(self, name: str) -> int:
+        children = self.own.get(name, [])
+        if not isinstance(children, list):
+            raise GenericError(f"Option {name} is not a valid array")
+        return len(children)
+
+    def _child_value(self, name: str) -> Any:
+        head, dot, number = name.rpartition(".")
+        return self.own[head][int(number)] if dot else self.own.get(name)
+
     def _inherit(self, *, cow: bool) -> dict[str, Any]:
         node = self.node
         options: dict[str, Any] = {}
@@ -375,7 +396,7 @@ class _Opener:
 
     def _open_backing(self, given: Any) -> None:
         node = self.node
-        if given is None:
+        if given is None or self.context.no_backing:
             node.no_backing = True
             return
         try:
@@ -439,6 +460,17 @@ class _Opener:
 _ABSENT = object()
 
 
+def open_backing_file(node: Node) -> None:
+    """Open the backing image that the header of *node* names and attach it; nothing where it names none.
+
+    For nodes opened without their backing image (QEMU's bdrv_open_backing_file). Errors: GenericError, also where the
+    policy tolerates broken chains.
+    """
+    policy = replace(node.graph.policy, tolerate_broken=False)
+    _Opener(Context(node.graph, policy), node, dict(node.options), None, None)._open_backing(_ABSENT)
+    node.no_backing = False
+
+
 def typed_options(driver: Driver, options: Mapping[str, Any]) -> Struct:
     """An instance of the driver's ``Options``. Strings stand for numbers and switches too, as in a ``json:`` name.
 
@@ -450,6 +482,10 @@ def typed_options(driver: Driver, options: Mapping[str, Any]) -> Struct:
             values[member.attr] = "-"
         elif member.name in options:
             value = options[member.name]
+            if isinstance(value, str) and isinstance(member.type, Builtin) and member.type.json == "int":
+                # Text is read as the old option syntax has it, where a number of bytes may have a suffix.
+                value = scalars.parse_size(value) if scalars.read_integer(value) is None else value
+                value = options[member.name] if value is None else value
             values[member.attr] = from_wire(member.type, value, name=member.name, keyval=isinstance(value, str))
         elif not member.optional:
             raise GenericError(f"Parameter '{member.name}' is missing")

@@ -42,6 +42,15 @@ class PreallocMode(Enum):
     FULL = "full"
 
 
+class BlockPermission(Enum):
+    """What the parent of an edge may do, or lets others do."""
+
+    CONSISTENT_READ = "consistent-read"
+    WRITE = "write"
+    WRITE_UNCHANGED = "write-unchanged"
+    RESIZE = "resize"
+
+
 class BlockdevCacheOptions(Struct):
     """Cache mode of a node."""
 
@@ -87,6 +96,10 @@ class BlockdevOptionsGenericCOWFormat(BlockdevOptionsGenericFormat):
 
 class BlockdevCreateOptions(Union, tag="driver", tag_enum="BlockdevDriver"):
     """What image blockdev-create makes; the branch is the format's own."""
+
+
+class BlockdevAmendOptions(Union, tag="driver", tag_enum="BlockdevDriver"):
+    """What x-blockdev-amend changes; the branch is the format's own."""
 
 
 GENERIC_OPTIONS: frozenset[str] = frozenset(

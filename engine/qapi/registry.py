@@ -25,6 +25,7 @@ from engine.qapi.visit import Fields, arguments_from_wire, from_wire
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=type[Struct])
 
+_CO_VARKEYWORDS = 0x08
 _CO_COROUTINE = 0x80
 Rewrite = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -33,7 +34,8 @@ class Command:
     """A command of the registry.
 
     name: on the wire. since: QEMU version. rewrite: turns an old form of the arguments into the documented one
-    before they are checked.
+    before they are checked. A function with a ``**`` parameter gets the arguments as they came, others than those
+    declared included (``'gen': false`` in QEMU's schema); only that the required ones are there is checked.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Command:
         self.success_response = success_response
         self._rewrite = rewrite
         self._is_async = bool(function.__code__.co_flags & _CO_COROUTINE)
+        self._open = bool(function.__code__.co_flags & _CO_VARKEYWORDS)
         self._members: list[Member] | None = None
         self._boxed_type: type[Struct] | None = None
         self._fields = Fields(self._own_members, False)
@@ -125,6 +128,11 @@ class Command:
         boxed = self.argument_type
         if boxed is not None:
             result = self.function(context, from_wire(boxed, given))
+        elif self._open:
+            for member in self._own_members():
+                if not member.optional and member.name not in given:
+                    raise GenericError(f"Parameter '{member.name}' is missing")
+            result = self.function(context, **given)
         else:
             result = self.function(context, **arguments_from_wire(self._fields, given))
         if self._is_async:

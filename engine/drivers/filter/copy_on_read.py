@@ -31,6 +31,7 @@ class CopyOnReadDriver(FilterDriver):
 
     name = "copy-on-read"
     Options = BlockdevOptionsCor
+    supports_compressed_writes = True
     sees_no_data = True
 
     file: Edge
@@ -154,6 +155,7 @@ class CopyOnReadDriver(FilterDriver):
             if not here:
                 data = memoryview(bytearray(run))
                 layer.read(offset, data)
+                self.file.child.driver.debug_event("cor_write")
                 if is_zero(data):
                     layer.write_zeroes_unserialised(offset, run, _UNCHANGED)
                 else:

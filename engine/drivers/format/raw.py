@@ -38,6 +38,19 @@ class BlockdevOptionsRaw(BlockdevOptionsGenericFormat):
     size: Int | None = None
 
 
+def _check_window(offset: int, size: int | None, total: int) -> None:
+    """Check that the window lies inside a child of *total* bytes. Errors: GenericError."""
+    if offset > total:
+        raise GenericError(f"Offset ({offset}) cannot be greater than size of the containing file ({total})")
+    if size is not None and total - offset < size:
+        raise GenericError(
+            f"The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the "
+            f" actual size of the containing file ({total})"
+        )
+    if size is not None and size % SECTOR:
+        raise GenericError(f"Specified size is not multiple of {SECTOR}")
+
+
 @register
 class RawDriver(Driver):
     """The raw format."""
@@ -68,16 +81,9 @@ class RawDriver(Driver):
         file = opening.open_child("file", role)
         assert file is not None
         self.file = file
-        total = file.length
-        if self.offset > total:
-            raise GenericError(f"Offset ({self.offset}) cannot be greater than size of the containing file ({total})")
-        if self.size is not None and total - self.offset < self.size:
-            raise GenericError(
-                f"The sum of offset ({self.offset}) and size ({self.size}) has to be smaller or equal to the "
-                f" actual size of the containing file ({total})"
-            )
-        if self.size is not None and self.size % SECTOR:
-            raise GenericError(f"Specified size is not multiple of {SECTOR}")
+        if file.child.ejected:
+            raise GenericError(f"Could not get image size: {os.strerror(errno.ENOMEDIUM)}")
+        _check_window(self.offset, self.size, file.length)
 
     @property
     def length(self) -> int:
@@ -107,8 +113,7 @@ class RawDriver(Driver):
     def reopen_prepare(self, state: ReopenState) -> None:
         if state.options is not None:
             offset, size = state.options.offset or 0, state.options.size
-            if bool(offset or size is not None) != bool(self.offset or self.size is not None):
-                raise GenericError("Cannot change the option 'offset'")
+            _check_window(offset, size, self.file.length)
             state.prepared = (offset, size)
 
     def reopen_commit(self, state: ReopenState) -> None:
@@ -162,3 +167,6 @@ class RawDriver(Driver):
 
     def has_zero_init(self) -> bool:
         return self.file.child.driver.has_zero_init()
+
+    def unmaps_zeroes(self) -> bool:
+        return self.file.child.driver.unmaps_zeroes()

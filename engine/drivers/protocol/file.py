@@ -83,7 +83,7 @@ class HostFileDriver(Driver):
     SpecificStats = BlockStatsSpecificFile
     is_protocol = True
     strong_options = ("filename",)
-    mutable_options = frozenset({"x-check-cache-dropped"})
+    mutable_options = frozenset({"x-check-cache-dropped", "drop-cache"})
 
     def open(self, opening: Opening) -> None:
         options: BlockdevOptionsFile = opening.options
@@ -100,6 +100,8 @@ class HostFileDriver(Driver):
         self._next_fd: int | None = None
         self._next_read_only = False
         self.fd_read_only = True
+        self._direct = self._next_direct = self.node.cache_direct
+        self._aio = options.aio
         self.discards = [0, 0, 0]
         self._zero_support = True
         self._discard_support = True
@@ -128,7 +130,7 @@ class HostFileDriver(Driver):
 
     def _open_fd(self, read_only: bool) -> int:
         flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDONLY if read_only else os.O_RDWR)
-        if self.node.cache_direct:
+        if self._next_direct:
             flags |= os.O_DIRECT
         # A FIFO or a tape must not make the opening wait; for files and disks O_NONBLOCK has no meaning.
         fd = os.open(self.filename, flags)
@@ -143,7 +145,8 @@ class HostFileDriver(Driver):
 
     def _probe_alignment(self) -> None:
         self._memory_alignment = 1
-        if self.node.cache_direct:
+        self.limits = Limits()
+        if self._direct:
             alignment = _DIRECT_ALIGNMENT
             probe = mmap.mmap(-1, _DIRECT_ALIGNMENT)
             for candidate in (512, 1024, 2048, 4096):
@@ -168,7 +171,7 @@ class HostFileDriver(Driver):
     def check_permissions(self, perm: Perm, shared: Perm, *, writable: bool) -> None:
         wants_write = bool(perm & (Perm.WRITE | Perm.WRITE_UNCHANGED | Perm.RESIZE))
         read_only = not writable or (self.node.auto_read_only and not wants_write)
-        if self._next_fd is None and read_only != self.fd_read_only:
+        if self._next_fd is None and (read_only, self._next_direct) != (self.fd_read_only, self._direct):
             try:
                 self._next_fd = self._open_fd(read_only)
             except OSError as exc:
@@ -184,6 +187,9 @@ class HostFileDriver(Driver):
             if self.lock is not None:
                 self.lock.move_to(self.fd)
             os.close(old)
+            if self._direct != self._next_direct:
+                self._direct = self._next_direct
+                self._probe_alignment()
         if self.lock is not None:
             self.lock.commit(perm, shared)
 
@@ -196,8 +202,13 @@ class HostFileDriver(Driver):
             self.lock.commit(taken, shared)
 
     def reopen_prepare(self, state: ReopenState) -> None:
-        if state.options is not None and state.options.filename != self.filename:
-            raise GenericError("Cannot change the option 'filename'")
+        if self._aio is BlockdevAioOptions.NATIVE and not state.cache_direct:
+            raise GenericError("aio=native was specified, but it requires cache.direct=on, which was not specified.")
+        # The new descriptor is opened with the new permissions, which follow.
+        self._next_direct = state.cache_direct
+
+    def reopen_abort(self, state: ReopenState) -> None:
+        self._next_direct = self._direct
 
     def refresh_length(self) -> None:
         """Learn the length anew: another program may have changed the file while it was shared. Errors: OSError."""
@@ -372,6 +383,9 @@ class FileDriver(HostFileDriver):
         return f"./{self.filename}" if protocol_of(self.filename) is not None else self.filename
 
     def has_zero_init(self) -> bool:
+        return True
+
+    def unmaps_zeroes(self) -> bool:
         return True
 
     @classmethod

@@ -49,8 +49,8 @@ def test_user_requests_stay_inside_the_node(bench: Bench) -> None:
     ):
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             action()
-    assert backend.stats.invalid_rd_operations == 1
-    assert backend.stats.invalid_wr_operations == 2
+    assert backend.stats.failed_rd_operations == 1
+    assert backend.stats.failed_wr_operations == 2
 
 
 def test_user_without_write_permission_cannot_write(bench: Bench) -> None:
