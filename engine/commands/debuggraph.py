@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from engine.commands.query import visible_nodes
 from engine.graph.broken import BrokenDriver
 from engine.graph.edge import Edge, Parent
+from engine.graph.options import BlockPermission
 from engine.qapi import Enum, Int, Struct, command
 
 if TYPE_CHECKING:
@@ -27,15 +28,6 @@ class XDbgBlockGraphNode(Struct):
     id: Int
     type: XDbgBlockGraphNodeType
     name: str
-
-
-class BlockPermission(Enum):
-    """What the parent of an edge may do, or lets others do."""
-
-    CONSISTENT_READ = "consistent-read"
-    WRITE = "write"
-    WRITE_UNCHANGED = "write-unchanged"
-    RESIZE = "resize"
 
 
 class XDbgBlockGraphEdge(Struct):
@@ -94,7 +86,7 @@ def x_debug_query_block_graph(engine: Engine) -> XDbgBlockGraph:
     graph = engine.graph
     build = _Builder()
     for backend in graph.backends:
-        build.vertex(backend, XDbgBlockGraphNodeType.BLOCK_BACKEND, backend.name if backend.kind == "device" else "")
+        build.vertex(backend, XDbgBlockGraphNodeType.BLOCK_BACKEND, backend.label)
         if backend.root is not None:
             build.edge(backend.root)
     for job in engine.jobs.block_jobs:
