@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from engine.bitmaps.scaling import fold, spread
+
 PAGE_BYTES = 4096
 PAGE_BITS = PAGE_BYTES * 8
+_PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
 _CLEAR = bytes(PAGE_BYTES)
 _FULL = b"\xff" * PAGE_BYTES
 _SET_BYTE = re.compile(rb"[^\x00]")
@@ -142,8 +145,67 @@ class HBitmap:
         """Set every bit that *other* has set; the granularities may differ. Errors: ValueError (other length)."""
         if other.length != self.length:
             raise ValueError("bitmaps of different lengths")
-        for offset, length in other.areas():
-            self.set(offset, length)
+        steps = self._shift - other._shift
+        if not steps:
+            for number, page in enumerate(other._pages):
+                self._join(number, page)
+        elif 0 < steps <= _PAGE_SHIFT:
+            self._merge_finer(other, steps)
+        elif -_PAGE_SHIFT <= steps < 0:
+            self._merge_coarser(other, -steps)
+        else:
+            at = 0
+            while (area := other.next_dirty_area(at)) is not None:
+                self.set(*area)
+                # What else a bit of either covers is of no more interest.
+                at = -(-(area[0] + area[1]) // self.granularity) * self.granularity if steps > 0 else sum(area)
+
+    def _merge_finer(self, other: HBitmap, steps: int) -> None:
+        size = PAGE_BYTES >> steps
+        for number, page in enumerate(other._pages):
+            if page is not _CLEAR:
+                home, part = divmod(number, 1 << steps)
+                joined = bytearray(PAGE_BYTES)
+                joined[part * size : (part + 1) * size] = fold(bytes(page), steps)
+                self._join(home, joined)
+
+    def _merge_coarser(self, other: HBitmap, steps: int) -> None:
+        size = PAGE_BYTES >> steps
+        for number, page in enumerate(other._pages):
+            if page is _CLEAR:
+                continue
+            for part in range(1 << steps):
+                home = (number << steps) + part
+                piece = page[part * size : (part + 1) * size]
+                if home < len(self._pages) and any(piece):
+                    self._join(home, self._within(home, spread(bytes(piece), steps)))
+
+    def _within(self, number: int, page: bytes) -> bytes | bytearray:
+        """*page* without bits beyond the end, if it is the last."""
+        beyond = (number + 1) * PAGE_BITS - self._bits
+        if beyond > 0:
+            keep = int.from_bytes(page, "little") & ((1 << (PAGE_BITS - beyond)) - 1)
+            return bytearray(keep.to_bytes(PAGE_BYTES, "little"))
+        return _FULL if page == _FULL else bytearray(page)
+
+    def _join(self, number: int, page: bytes | bytearray) -> None:
+        mine = self._pages[number]
+        if page is _CLEAR or mine is _FULL:
+            return
+        if mine is _CLEAR or page is _FULL:
+            joined: bytes | bytearray = page if isinstance(page, bytes) else bytearray(page)
+        else:
+            both = int.from_bytes(mine, "little") | int.from_bytes(page, "little")
+            joined = bytearray(both.to_bytes(PAGE_BYTES, "little"))
+        self._count += _ones(joined) - _ones(mine)
+        self._pages[number] = joined
+
+    def copy(self) -> HBitmap:
+        """The same bits, independent of these."""
+        new = HBitmap(0, self.granularity)
+        new.length, new._bits, new._count = self.length, self._bits, self._count
+        new._pages = [page if isinstance(page, bytes) else bytearray(page) for page in self._pages]
+        return new
 
     def truncate(self, length: int) -> None:
         """Change the length; new bits are clear."""

@@ -1,6 +1,6 @@
 """HBitmap against a list of booleans."""
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.bitmaps.hbitmap import PAGE_BITS, HBitmap
@@ -101,3 +101,41 @@ def test_longest_area() -> None:
     bitmap.set(0, 1 << 20)
     assert bitmap.next_dirty_area(4096, longest=65536) == (4096, 65536)
     assert bitmap.next_dirty_area(0, end=8192) == (0, 8192)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps, steps)
+def test_a_copy_is_independent(one: list[tuple[bool, int, int]], two: list[tuple[bool, int, int]]) -> None:
+    bitmap, model = build(one)
+    copy = bitmap.copy()
+    for value, offset, size in two:
+        (bitmap.set if value else bitmap.reset)(offset, size)
+    assert (copy.count, list(copy.areas())) == (sum(model) * GRANULARITY, runs(model, LENGTH))
+    # Merging puts no page of one into the other.
+    empty = HBitmap(LENGTH, GRANULARITY)
+    empty.merge(copy)
+    empty.set(0, LENGTH)
+    empty.reset(0, LENGTH)
+    assert list(copy.areas()) == runs(model, LENGTH)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps, steps, st.sampled_from([512, 1024, 65536, 1 << 20, 1 << 22, 1 << 24]), st.booleans())
+@example([], [(True, LENGTH - 1, 1)], 65536, False)
+@example([], [(True, 0, LENGTH)], 1 << 24, False)
+@example([(True, LENGTH - 1, 1)], [], 1 << 22, True)
+def test_merge_across_granularities(
+    one: list[tuple[bool, int, int]], two: list[tuple[bool, int, int]], granularity: int, swap: bool
+) -> None:
+    fine, _ = build(one)
+    coarse = HBitmap(LENGTH, granularity)
+    for value, offset, size in two:
+        (coarse.set if value else coarse.reset)(offset, size)
+    target, source = (coarse, fine) if swap else (fine, coarse)
+    expected = target.copy()
+    for area in source.areas():
+        expected.set(*area)
+    target.merge(source)
+    assert (target.count, list(target.areas())) == (expected.count, list(expected.areas()))
+    whole = 8 * target.granularity
+    assert target.serialise(0, -(-LENGTH // whole) * whole) == expected.serialise(0, -(-LENGTH // whole) * whole)
