@@ -56,8 +56,13 @@ def _backing_text(info: Mapping[str, Any]) -> Iterator[str]:
 
 
 def snapshots_text(snapshots: list[dict[str, Any]]) -> Iterator[str]:
-    """A table of internal snapshots."""
+    """A table of internal snapshots, with its title."""
     yield "Snapshot list:\n"
+    yield from snapshot_table(snapshots)
+
+
+def snapshot_table(snapshots: list[dict[str, Any]]) -> Iterator[str]:
+    """A table of internal snapshots by their SnapshotInfo."""
     yield f"{'ID':<10}{'TAG':<17}{'VM SIZE':>8}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}\n"
     for entry in snapshots:
         date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["date-sec"]))

@@ -1,4 +1,6 @@
-"""Compressed clusters: bounded decompression (zlib, zstd), and a small cache of what was decompressed last."""
+"""Compressed clusters: compression and bounded decompression (zlib, zstd), and a small cache of what was decompressed
+last.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from engine.errors import GenericError
 WINDOW_BITS: Final = -12
 """Raw deflate with the small window that qcow2 prescribes (any stream with a larger one is refused by zlib)."""
 CACHE_BYTES: Final = 1 << 20
+_ZSTD_LEVEL: Final = 3
 _NO_ZSTD: Final = "Compression type 'zstd' needs the Python package zstandard (pip install 'blockmon[zstd]')"
 
 
@@ -29,6 +32,18 @@ def require(compression_type: int) -> None:
     """Errors: GenericError when the library for *compression_type* is missing."""
     if compression_type == ZSTD and _zstandard() is None:
         raise GenericError(_NO_ZSTD)
+
+
+def compress(data: bytes | memoryview, compression_type: int) -> bytes:
+    """One cluster compressed; the result may be longer than *data*. Errors: OSError ENOTSUP without the library."""
+    if compression_type == ZSTD:
+        zstandard = _zstandard()
+        if zstandard is None:
+            raise error(errno.ENOTSUP, _NO_ZSTD)
+        packed: bytes = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data)
+        return packed
+    machine = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, WINDOW_BITS, 9, zlib.Z_DEFAULT_STRATEGY)
+    return machine.compress(data) + machine.flush()
 
 
 def decompress(data: bytes | bytearray | memoryview, cluster_size: int, compression_type: int) -> bytes:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
-from engine.drivers.format.qcow2 import compress, hostplan, reading, resize, unmap, writing
+from engine.drivers.format.qcow2 import compress, hostplan, packing, reading, resize, unmap, writing
 from engine.drivers.format.qcow2 import header as hdr
 from engine.drivers.format.qcow2 import settings as cfg
 from engine.drivers.format.qcow2 import snapshots as snap
+from engine.drivers.format.qcow2.bitmap_node import NodeBitmaps
 from engine.drivers.format.qcow2.image import Image
 from engine.drivers.format.qcow2.options import (
+    BlockdevAmendOptionsQcow2,
     BlockdevCreateOptionsQcow2,
     BlockdevOptionsQcow2,
     ImageInfoSpecificQCow2,
@@ -45,6 +47,19 @@ if TYPE_CHECKING:
 _COMPRESSED = int(WriteFlag.COMPRESSED)
 
 
+def _snapshot_info(item: snap.Snapshot) -> SnapshotInfo:
+    return SnapshotInfo(
+        id=item.id,
+        name=item.name,
+        vm_state_size=item.vm_state_size,
+        date_sec=item.date_sec,
+        date_nsec=item.date_nsec,
+        vm_clock_sec=item.vm_clock_nsec // 10**9,
+        vm_clock_nsec=item.vm_clock_nsec % 10**9,
+        icount=item.icount,
+    )
+
+
 @register
 class Qcow2Driver(Driver):
     """QEMU's copy-on-write format, versions 2 and 3."""
@@ -52,8 +67,11 @@ class Qcow2Driver(Driver):
     name = "qcow2"
     Options = BlockdevOptionsQcow2
     CreateOptions = BlockdevCreateOptionsQcow2
+    AmendOptions = BlockdevAmendOptionsQcow2
     SpecificInfo = ImageInfoSpecificQCow2
     supports_backing = True
+    supports_compressed_writes = True
+    supports_snapshots = True
     child_options = frozenset({"file", "backing", "data-file"})
     strong_options = ("encrypt.key-secret",)
     mutable_options = frozenset(
@@ -73,6 +91,8 @@ class Qcow2Driver(Driver):
 
     image: Image
     file: Edge
+    options: BlockdevOptionsQcow2
+    bitmaps: NodeBitmaps
 
     # -- control plane ---------------------------------------------------------------------------------------
 
@@ -89,24 +109,23 @@ class Qcow2Driver(Driver):
         header = hdr.parse(file, writable=writable)
         if header.crypt_method:
             raise GenericError("Encrypted qcow2 images are not supported")
-        if options.encrypt is not None:
-            raise GenericError(
-                f"No encryption in image header, but options specified format '{options.encrypt.format}'"
-            )
         compress.require(header.compression_type)
         settings = cfg.from_options(options, header, self.node.discard_unmap)
+        self.options = options
         data_file = self._open_data_file(opening, header)
         table = snap.read(file, header)
         self.node.auto_backing_file = header.backing_file
         self.node.auto_backing_format = header.backing_format
         self.image = image = self._load(header, settings, data_file, table, writable)
         self.length = image.size
-        if writable:
-            try:
+        self.bitmaps = NodeBitmaps(self.node)
+        try:
+            self.bitmaps.load(image)
+            if writable:
                 self._take_for_writing(image)
-            except BaseException:
-                image.close()
-                raise
+        except BaseException:
+            image.close()
+            raise
 
     def _load(
         self,
@@ -116,6 +135,7 @@ class Qcow2Driver(Driver):
         table: list[snap.Snapshot],
         writable: bool,
     ) -> Image:
+        self.file.child.driver.debug_event("reftable_load")
         try:
             image = Image(
                 self.file,
@@ -130,6 +150,7 @@ class Qcow2Driver(Driver):
         except OSError as exc:
             raise GenericError(f"Could not read L1 table: {os_error_text(exc)}") from exc
         image.allocated_size = lambda: self.file.child.driver.allocated_size()
+        image.announce = lambda event: self.file.child.driver.debug_event(event)
         return image
 
     def _open_data_file(self, opening: Opening, header: hdr.Header) -> Edge | None:
@@ -148,8 +169,11 @@ class Qcow2Driver(Driver):
         return edge
 
     def _take_for_writing(self, image: Image) -> None:
-        """What a read-write open changes in the image at once: unknown autoclear bits go, a dirty image is repaired."""
+        """What a read-write open changes in the image at once: unknown autoclear bits go, a dirty image is repaired,
+        bitmaps are marked in use.
+        """
         header = image.header
+        image.keeps_bitmaps = True
         if header.incompatible & hdr.Incompatible.DIRTY:
             try:
                 image.prepare_modify()
@@ -162,12 +186,14 @@ class Qcow2Driver(Driver):
                 image.sync()
             except OSError as exc:
                 raise GenericError(f"Could not update qcow2 header: {os_error_text(exc)}") from exc
+        self.bitmaps.take(image)
 
     def close(self) -> None:
         image: Image | None = getattr(self, "image", None)
         if image is None:
             return
         image.close()
+        self.bitmaps.store_last(image)
         if image.writable and not image.dead:
             try:
                 image.mark_clean()
@@ -182,11 +208,13 @@ class Qcow2Driver(Driver):
 
     def reopen_prepare(self, state: ReopenState) -> None:
         image = self.image
-        options: BlockdevOptionsQcow2 | None = state.options
-        settings = image.settings
-        if options is not None:
-            settings = cfg.from_options(options, image.header, self.node.discard_unmap)
+        options: BlockdevOptionsQcow2 = state.options or self.options
+        settings = cfg.from_options(options, image.header, state.discard_unmap)
+        if "encrypt.format" in state.effective:
+            cfg.refuse_encryption(state.effective["encrypt.format"])
         if image.writable and not image.dead:
+            if state.read_only:
+                self.bitmaps.become_read_only(image)
             try:
                 # The permissions to write are still there. Going read-only ends the dirty state.
                 if state.read_only or (image.lazy and not settings.lazy_refcounts):
@@ -194,6 +222,7 @@ class Qcow2Driver(Driver):
                 else:
                     image.ordering.write_back()
             except OSError as exc:
+                self.bitmaps.stay_writable(image)
                 raise GenericError(f"Failed to flush the image: {os_error_text(exc)}") from exc
         if not image.writable and not state.read_only:
             state.prepared = self._reread(settings)
@@ -218,6 +247,7 @@ class Qcow2Driver(Driver):
         )
 
     def reopen_commit(self, state: ReopenState) -> None:
+        self.options = state.options or self.options
         if isinstance(state.prepared, Image):
             self.image.close()
             self.image = state.prepared
@@ -235,10 +265,20 @@ class Qcow2Driver(Driver):
                 return
             self.image.close()
             self.image = fresh
+            fresh.keeps_bitmaps = True
+            self.bitmaps.become_writable(fresh)
 
     def reopen_abort(self, state: ReopenState) -> None:
         if isinstance(state.prepared, Image):
             state.prepared.close()
+        elif self.image.writable and not self.image.dead:
+            self.bitmaps.stay_writable(self.image)
+
+    def check_bitmap_storable(self, name: str, granularity: int) -> None:
+        self.bitmaps.check_storable(self.image, name, granularity)
+
+    def remove_stored_bitmap(self, name: str) -> None:
+        self.bitmaps.remove(self.image, name)
 
     def change_backing_string(self, filename: str | None, fmt: str | None) -> None:
         image = self.image
@@ -266,13 +306,18 @@ class Qcow2Driver(Driver):
 
         create.create(options, context)
 
+    def amend(self, options: BlockdevAmendOptionsQcow2, force: bool) -> None:
+        # Key slots are all there is to change, and no image with any can be opened here.
+        if options.encrypt is not None:
+            raise GenericError("image is not encrypted, can't amend")
+
     # -- information -----------------------------------------------------------------------------------------
 
     def info(self) -> DriverInfo | None:
         image = self.image
         return DriverInfo(
             cluster_size=image.cluster_size,
-            vm_state_offset=len(image.l1) << image.l1_shift,
+            vm_state_offset=image.header.l1_entries_for(image.size) << image.l1_shift,
             is_dirty=bool(image.header.incompatible & hdr.Incompatible.DIRTY),
         )
 
@@ -326,19 +371,42 @@ class Qcow2Driver(Driver):
         return list(self.image.snapshots)
 
     def snapshot_list(self) -> list[SnapshotInfo]:
-        return [
-            SnapshotInfo(
-                id=item.id,
-                name=item.name,
-                vm_state_size=item.vm_state_size,
-                date_sec=item.date_sec,
-                date_nsec=item.date_nsec,
-                vm_clock_sec=item.vm_clock_nsec // 10**9,
-                vm_clock_nsec=item.vm_clock_nsec % 10**9,
-                icount=item.icount,
-            )
-            for item in self.image.snapshots
-        ]
+        return [_snapshot_info(item) for item in self.image.snapshots]
+
+    def holds_snapshots(self) -> bool:
+        return self.image.data_file is None
+
+    def snapshot_size(self, id_or_name: str) -> int | None:
+        from engine.drivers.format.qcow2 import snapshotting
+
+        found = snapshotting.find_any(self.image, id_or_name)
+        return found.disk_size if found is not None else None
+
+    def snapshot_create(self, info: SnapshotInfo) -> SnapshotInfo:
+        from engine.drivers.format.qcow2 import snapshotting
+
+        clock = info.vm_clock_sec * 10**9 + info.vm_clock_nsec
+        moment = snapshotting.Moment(info.date_sec, info.date_nsec, clock, info.icount)
+        return _snapshot_info(snapshotting.create(self.image, info.name, moment))
+
+    def snapshot_delete(self, snapshot_id: str | None, name: str | None) -> None:
+        from engine.drivers.format.qcow2 import snapshotting
+
+        found = snapshotting.find(self.image, snapshot_id, name)
+        if found is None:
+            raise GenericError("Can't find the snapshot")
+        snapshotting.delete(self.image, found)
+
+    def snapshot_goto(self, id_or_name: str) -> None:
+        from engine.drivers.format.qcow2 import snapshotting
+
+        found = snapshotting.find_any(self.image, id_or_name)
+        if found is None:
+            raise error(errno.ENOENT)
+        try:
+            snapshotting.go_back(self.image, found)
+        finally:
+            self.length = self.image.size
 
     def check(self, fix: frozenset[str] = frozenset()) -> CheckResult:
         """Check the metadata, and repair what *fix* ("leaks", "errors") names. Errors: OSError when checking itself
@@ -355,8 +423,9 @@ class Qcow2Driver(Driver):
 
     def write(self, offset: int, data: memoryview, flags: int = 0) -> None:
         if flags & _COMPRESSED:
-            raise error(errno.ENOTSUP)
-        writing.write(self.image, offset, data)
+            packing.write(self.image, offset, data)
+        else:
+            writing.write(self.image, offset, data)
 
     def write_zeroes(self, offset: int, length: int, flags: int = 0) -> None:
         unmap.write_zeroes(self.image, offset, length, flags)
@@ -365,6 +434,7 @@ class Qcow2Driver(Driver):
         unmap.discard(self.image, offset, length)
 
     def flush(self) -> None:
+        self.announce_flush()
         self.image.ordering.write_back()
 
     def block_status(self, offset: int, length: int, want_zero: bool = True) -> Extent:
@@ -375,6 +445,8 @@ class Qcow2Driver(Driver):
         return Extent(run, flags)
 
     def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
+        if not length % resize.MIN_SIZE_UNIT:
+            self.bitmaps.check_resizable(self.image)
         resize.truncate(self.image, length, exact=exact, prealloc=prealloc)
         self.length = self.image.size
 
@@ -404,3 +476,6 @@ class Qcow2Driver(Driver):
         preallocated = bool(image.l1) and image.l1[0] != 0
         edge = self.node.children.get("data-file") or self.file
         return not preallocated or edge.child.driver.has_zero_init()
+
+    def unmaps_zeroes(self) -> bool:
+        return self.image.header.version >= 3

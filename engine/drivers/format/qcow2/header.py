@@ -429,6 +429,16 @@ def encode_reftable_location(header: Header) -> tuple[int, bytes]:
     return 48, struct.pack(">QI", header.reftable_offset, header.reftable_clusters)
 
 
+def encode_snapshots_location(header: Header) -> tuple[int, bytes]:
+    """(offset, bytes) of the number of snapshots and the place of their table."""
+    return 60, struct.pack(">IQ", header.nb_snapshots, header.snapshots_offset)
+
+
+def encode_size_and_l1(header: Header) -> tuple[int, bytes]:
+    """(offset, bytes) of the virtual size and of the L1 table's size and place: they change in one go."""
+    return 24, struct.pack(">QIIQ", header.size, header.crypt_method, header.l1_size, header.l1_offset)
+
+
 def encode_size(header: Header) -> tuple[int, bytes]:
     """(offset, bytes) of the virtual size."""
     return 24, struct.pack(">Q", header.size)

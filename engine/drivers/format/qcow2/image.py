@@ -18,10 +18,11 @@ from engine.drivers.format.qcow2.compress import ClusterCache
 from engine.drivers.format.qcow2.header import Autoclear, Header, Incompatible
 from engine.drivers.format.qcow2.ordering import Ordering
 from engine.drivers.format.qcow2.overlap import NAMES, Area, OverlapIndex
+from engine.drivers.format.qcow2.packing import Packing
 from engine.drivers.format.qcow2.refcount import Refcounts
 from engine.drivers.format.qcow2.settings import Settings
 from engine.drivers.format.qcow2.snapshots import Snapshot
-from engine.drivers.format.qcow2.storage import Child, error, io_error, read_bytes
+from engine.drivers.format.qcow2.storage import Child, c_hex, error, io_error, read_bytes
 from engine.drivers.format.qcow2.tables import COPIED, L1_OFFSET, REFTABLE_OFFSET, from_disk
 from engine.drivers.format.qcow2.traffic import Traffic
 
@@ -56,9 +57,15 @@ class Image:
         self.writable = writable
         self.snapshots = snapshots or []
         self._report = report
+        self.announce: Callable[[str], None] = lambda event: None
+        """Tells blkdebug below that a request has got to a place (a BlkdebugEvent)."""
         self._signalled = False
         self.dead = False
         """Fatal corruption was found: nothing may be read or written any more."""
+        self.keeps_bitmaps = False
+        """Somebody sees to it that persistent bitmaps are marked in use on disk while the image may be written."""
+        self.bitmaps_stuck = False
+        """Persistent bitmaps could not be marked in use: nothing may be written."""
 
         self.lock = threading.Lock()
         self.flush_lock = threading.Lock()
@@ -88,6 +95,8 @@ class Image:
         self._prepared = False
         self._prepare_lock = threading.RLock()
         self._repairing = False
+        self.broken_off = False
+        """A change of the metadata failed half-way: only a repair clears the dirty bit."""
         self.overlap = OverlapIndex(0, self.cluster_size)
         self.high_water = file.length
         """Host bytes from here on have never been written nor allocated, so they read as zeros."""
@@ -96,6 +105,7 @@ class Image:
         self._sparse: bool | None = None
         self._janitor_key = 0
         self._use_settings(settings)
+        self.packing = Packing(self)
         self.refcounts = Refcounts(self, settings.refcount_blocks)
         self.load_l1()
 
@@ -245,9 +255,8 @@ class Image:
         """Call before changing anything; cheap after the first time. Takes the locks. Errors: OSError.
 
         A dirty image (crashed with lazy refcounts) is repaired. Unknown autoclear bits are cleared on disk, as the
-        format demands, and so is the one that vouches for persistent bitmaps: they don't follow the writes of this
-        driver, so QEMU is made to ignore them. The bitmaps are gone then and their clusters leak until a check repairs
-        that, but no backup is ever made by a bitmap that lies. Then the overlap check learns where the metadata is.
+        format demands, and, unless ``keeps_bitmaps``, the one that vouches for persistent bitmaps. Then the overlap
+        check learns where the metadata is.
         """
         if self._prepared:
             return
@@ -257,6 +266,8 @@ class Image:
             if not self.writable:
                 raise error(errno.EPERM)
             self.check_alive()
+            if self.bitmaps_stuck:
+                raise error(errno.EPERM)
             with self.flush_lock, self.lock:
                 self._clear_autoclear_bits()
                 self.overlap = OverlapIndex(self.settings.overlap, self.cluster_size)
@@ -271,6 +282,7 @@ class Image:
                 self._repairing = True
                 try:
                     repair_dirty(self)
+                    self.broken_off = False
                 finally:
                     self._repairing = False
             self.lazy = self.settings.lazy_refcounts
@@ -278,10 +290,13 @@ class Image:
 
     def _clear_autoclear_bits(self) -> None:
         header = self.header
-        if header.bitmaps is not None:
-            header.stale_bitmaps = hdr.encode_bitmaps(header.bitmaps)
-            header.bitmaps = None
-        left = header.autoclear & int(Autoclear.RAW_DATA_FILE)
+        kept = int(Autoclear.ALL)
+        if not self.keeps_bitmaps:
+            kept &= ~int(Autoclear.BITMAPS)
+            if header.bitmaps is not None:
+                header.stale_bitmaps = hdr.encode_bitmaps(header.bitmaps)
+                header.bitmaps = None
+        left = header.autoclear & kept
         if left != header.autoclear:
             header.autoclear = left
             self.write_header_field(*hdr.encode_features(header))
@@ -295,11 +310,34 @@ class Image:
             self.write_header_field(*hdr.encode_features(self.header))
             self.sync()
 
+    def mark_dirty(self) -> None:
+        """Have the dirty bit on disk. Errors: OSError."""
+        self.header.incompatible |= Incompatible.DIRTY
+        self.write_header_field(*hdr.encode_features(self.header))
+        self.sync()
+
+    def mark_repaired(self) -> None:
+        """Bring the refcounts to disk; then the dirty bit goes. Errors: OSError."""
+        self.refcounts.write_blocks()
+        self.refcounts.write_table()
+        self.sync()
+        if self.header.incompatible & Incompatible.DIRTY:
+            self.header.incompatible &= ~int(Incompatible.DIRTY)
+            self.write_header_field(*hdr.encode_features(self.header))
+            self.sync()
+
+    def require_repair(self) -> None:
+        """A change of the metadata broke off: the image stays dirty, and is repaired before it is changed again."""
+        if self.header.version >= 3:
+            self.header.incompatible |= Incompatible.DIRTY
+            self.broken_off = True
+            self._prepared = self._marked_dirty = False
+
     def mark_clean(self) -> None:
         """Write everything back, refcounts included, and clear the dirty bit. Takes the locks. Errors: OSError."""
         self.lazy = False
         self.ordering.write_back()
-        if self.header.incompatible & Incompatible.DIRTY:
+        if self.header.incompatible & Incompatible.DIRTY and not self.broken_off:
             with self.flush_lock, self.lock:
                 self.refcounts.write_blocks()
                 self.sync()
@@ -324,7 +362,7 @@ class Image:
             return 0
         offset = self.l1[index] & L1_OFFSET
         if offset & self.cluster_mask:
-            text = f"L2 table offset {offset:#x} unaligned (L1 index: {index:#x})"
+            text = f"L2 table offset {offset:#x} unaligned (L1 index: {c_hex(index)})"
             raise self.corrupt(text, fatal=True, offset=None)
         return offset
 
@@ -335,6 +373,7 @@ class Image:
         found = cache.tables.get(offset)
         if found is None:
             cache.make_room()
+            self.announce("l2_load")
             found = cache.insert(Slice(offset, from_disk(read_bytes(self.file, offset, self.slice_size))))
         found.used = True
         return found
@@ -377,8 +416,12 @@ class Image:
                 cached = self.l2_cache.tables.get(old + at)
                 if cached is not None and cached.dirty:
                     self.ordering.write_slice(cached)
-            self.file.write(offset, memoryview(read_bytes(self.file, old, self.cluster_size)))
+            self.announce("l2_alloc_cow_read")
+            words = read_bytes(self.file, old, self.cluster_size)
+            self.announce("l2_alloc_write")
+            self.file.write(offset, memoryview(words))
         elif offset < fresh_from:
+            self.announce("l2_alloc_write")
             self.file.write_zeroes(offset, self.cluster_size)
 
     def forget_table(self, offset: int) -> None:

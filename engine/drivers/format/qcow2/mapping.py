@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from engine.drivers.format.qcow2.storage import c_hex
 from engine.drivers.format.qcow2.tables import (
     ALL_ALLOCATED,
     ALL_ZERO,
@@ -69,7 +70,7 @@ def _standard(
     host = word & L2_OFFSET
     if word & ZERO:
         if not image.zero_flag:
-            text = f"Zero cluster entry found in pre-v3 image (L2 offset: {table:#x}, L2 index: {entry:#x})"
+            text = f"Zero cluster entry found in pre-v3 image (L2 offset: {table:#x}, L2 index: {c_hex(entry)})"
             raise image.corrupt(text, fatal=True)
         kind = ZERO_ALLOCATED if host else ZERO_PLAIN
     elif host or (image.data_file is not None and word & COPIED):
@@ -86,7 +87,7 @@ def _refuse_compressed(image: Image, table: int, entry: int) -> None:
     if image.data_file is not None:
         text = (
             "Compressed cluster entry found in image with external data file "
-            f"(L2 offset: {table:#x}, L2 index: {entry:#x})"
+            f"(L2 offset: {table:#x}, L2 index: {c_hex(entry)})"
         )
         raise image.corrupt(text, fatal=True)
 
@@ -94,12 +95,12 @@ def _refuse_compressed(image: Image, table: int, entry: int) -> None:
 def check_host(image: Image, host: int, table: int, entry: int, offset: int) -> None:
     """Refuse a cluster's host offset that can't be right. Errors: OSError EIO."""
     if host & image.cluster_mask:
-        text = f"Cluster allocation offset {host:#x} unaligned (L2 offset: {table:#x}, L2 index: {entry:#x})"
+        text = f"Cluster allocation offset {host:#x} unaligned (L2 offset: {table:#x}, L2 index: {c_hex(entry)})"
         raise image.corrupt(text, fatal=True)
     if image.data_file is not None and host != offset & ~image.cluster_mask:
         text = (
             f"External data file host cluster offset {host:#x} does not match guest cluster offset: "
-            f"{offset & ~image.cluster_mask:#x}, L2 index: {entry:#x})"
+            f"{c_hex(offset & ~image.cluster_mask)}, L2 index: {c_hex(entry)})"
         )
         raise image.corrupt(text, fatal=True)
 
@@ -124,7 +125,7 @@ def check_extended(image: Image, word: int, bitmap: int, table: int, entry: int,
     host = word & L2_OFFSET
     owned = bool(host) or (image.data_file is not None and bool(word & COPIED))
     if bitmap & (bitmap >> 32) & ALL_ALLOCATED or (not owned and bitmap & ALL_ALLOCATED):
-        text = f"Invalid cluster entry found  (L2 offset: {table:#x}, L2 index: {entry:#x})"
+        text = f"Invalid cluster entry found  (L2 offset: {table:#x}, L2 index: {c_hex(entry)})"
         raise image.corrupt(text, fatal=True)
     if owned:
         check_host(image, host, table, entry, offset)

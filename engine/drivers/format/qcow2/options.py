@@ -118,6 +118,42 @@ class QCryptoBlockFormat(Enum):
     LUKS = "luks"
 
 
+class QCryptoBlockLUKSKeyslotState(Enum):
+    """Whether a key slot of a LUKS header is to open the volume."""
+
+    ACTIVE = "active"
+    INACTIVE = "inactive"
+
+
+class QCryptoBlockAmendOptionsLUKS(Struct):
+    """A change of the key slots of a LUKS header. state: what they become. new_secret: id of the secret of an active
+    one. old_secret: id of the secret of those that become inactive. keyslot: the slot, where it is a certain one.
+    iter_time: milliseconds that trying a passphrase is to take. secret: id of the secret that opens the volume now.
+    """
+
+    state: QCryptoBlockLUKSKeyslotState
+    new_secret: str | None = None
+    old_secret: str | None = None
+    keyslot: Int | None = None
+    iter_time: Int | None = None
+    secret: str | None = None
+
+
+class QCryptoBlockAmendOptions(Union, tag="format", tag_enum=QCryptoBlockFormat):
+    """A change of how a block device is encrypted."""
+
+    format: QCryptoBlockFormat
+
+
+QCryptoBlockAmendOptions.add_branch("luks", QCryptoBlockAmendOptionsLUKS)
+
+
+class BlockdevAmendOptionsQcow2(Struct):
+    """What can be changed in an image that is open. encrypt: the key slots of an encrypted one."""
+
+    encrypt: QCryptoBlockAmendOptions | None = None
+
+
 class QCryptoCipherAlgorithm(Enum):
     """Ciphers."""
 

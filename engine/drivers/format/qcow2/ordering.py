@@ -29,6 +29,13 @@ crash.
 allocated until phase 6 is over **and** all requests that began before it was unlinked are done (traffic.py), so no
 reader ever sees another cluster's bytes and no in-place write hits a reused cluster.
 
+Compressed pieces share host clusters, with a reference for each piece. A cluster takes no more of them once one of its
+references waits to be dropped (packing.py), so phase 7 never punches what was just written.
+
+Internal snapshots (snapshotting.py) exchange whole trees, while no request is in flight at all: what will be referred
+to is counted and on disk, one write of the header publishes it, and then what was let go of is freed. Refcounts and
+COPIED flags of the active tables can't change together; version 3 images bear the dirty bit meanwhile.
+
 Whole-structure changes (growing L1, shrinking, emptying) hold ``flush_lock`` and ``lock``, begin with a complete
 write-back, and then follow the same two rules with explicit syncs.
 
@@ -84,6 +91,7 @@ class Ordering:
 
     def defer_free(self, cluster: int, count: int, punch: bool) -> None:
         """Clusters were unlinked in memory: lower their refcounts when that is on disk."""
+        self._image.packing.forget(cluster, count)
         pending = self._pending
         if pending:
             last = pending[-1]
@@ -117,6 +125,7 @@ class Ordering:
         start, stop = table.dirty_from, table.dirty_to
         offset, words = table.take_dirty()
         try:
+            image.announce("l2_update")
             image.write_metadata(offset, to_disk(words), Area.ACTIVE_L2)
         except OSError:
             table.mark(start, stop)
@@ -183,10 +192,12 @@ class Ordering:
             self.durable = max(self.durable, batch.generation)
         write = image.file.write
         for _, _, offset, words in batch.slices:
+            image.announce("l2_update")
             write(offset, memoryview(to_disk(words)))
         if batch.l1:
             image.sync()
             for offset, words in batch.l1:
+                image.announce("l1_update")
                 write(offset, memoryview(to_disk(words)))
         image.sync()
 
@@ -231,6 +242,18 @@ class Ordering:
         if ready:
             self._lower(ready)
 
+    def free_now(self, freed: list[Freed]) -> None:
+        """Punch and free clusters that no request uses and nothing on disk leads to; both locks are held."""
+        for cluster, count, _ in freed:
+            self._image.packing.forget(cluster, count)
+        self._punch(self._holes(freed))
+        if freed:
+            try:
+                self._lower(freed)
+            except OSError:
+                # They are free; that the disk has not been told yet is what the next write-back will try again.
+                return
+
     def _holes(self, ready: list[Freed]) -> list[tuple[int, int]]:
         """(cluster, count) runs that will be free and are to be punched."""
         holes: list[tuple[int, int]] = []
@@ -260,6 +283,8 @@ class Ordering:
     def _lower(self, ready: list[Freed]) -> None:
         image = self._image
         image.forget_compressed()
+        if ready:
+            image.announce("cluster_free")
         for cluster, count, _ in ready:
             try:
                 image.refcounts.change(cluster, count, -1)

@@ -47,6 +47,7 @@ def read(image: Image, offset: int, buffer: memoryview) -> None:
         if len(runs) == 1:
             kind, _, host = runs[0]
             if kind == NORMAL:
+                image.announce("read_aio")
                 image.data.read(host, buffer)
             else:
                 _read_run(image, kind, offset, host, buffer)
@@ -62,6 +63,7 @@ def read(image: Image, offset: int, buffer: memoryview) -> None:
 
 def _read_run(image: Image, kind: int, offset: int, host: int, buffer: memoryview) -> None:
     if kind == NORMAL:
+        image.announce("read_aio")
         image.data.read(host, buffer)
     elif kind in (ZERO_PLAIN, ZERO_ALLOCATED):
         fill_zero(buffer)
@@ -70,6 +72,7 @@ def _read_run(image: Image, kind: int, offset: int, host: int, buffer: memoryvie
         if backing is None:
             fill_zero(buffer)
         else:
+            image.announce("read_backing_aio")
             backing.read(offset, buffer)
     elif kind == COMPRESSED_DATA:
         inside = offset & image.cluster_mask
@@ -87,6 +90,7 @@ def read_compressed(image: Image, entry: int) -> bytes:
         offset, size = compressed_location(entry, image.cluster_bits)
         if offset + size > MAX_HOST_OFFSET:
             raise io_error()
+        image.announce("read_compressed")
         data = read_bytes(image.file, offset, size)
         found = decompress(data, image.cluster_size, cache.compression_type)
         cache.put(entry, found, version)
@@ -97,6 +101,7 @@ def read_for_copy(image: Image, offset: int, buffer: memoryview) -> None:
     """As read(), but the range may reach past the image's end, where it reads as zeros."""
     inside = max(min(len(buffer), image.size - offset), 0)
     if inside:
+        image.announce("cow_read")
         read(image, offset, buffer[:inside])
     fill_zero(buffer[inside:])
 

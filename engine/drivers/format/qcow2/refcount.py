@@ -17,7 +17,7 @@ from engine.drivers.format.qcow2 import header as hdr
 from engine.drivers.format.qcow2.cache import TableCache
 from engine.drivers.format.qcow2.overlap import Area
 from engine.drivers.format.qcow2.refblock import RefcountBlock, load_block
-from engine.drivers.format.qcow2.storage import error, io_error, read_bytes, round_up
+from engine.drivers.format.qcow2.storage import c_hex, error, io_error, read_bytes, round_up
 from engine.drivers.format.qcow2.tables import (
     MAX_HOST_OFFSET,
     REFTABLE_OFFSET,
@@ -64,8 +64,10 @@ class Refcounts:
         if found is None:
             image = self._image
             if offset & image.cluster_mask:
-                raise image.corrupt(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})", fatal=True)
+                text = f"Refblock offset {offset:#x} unaligned (reftable index: {c_hex(index)})"
+                raise image.corrupt(text, fatal=True)
             self.cache.make_room()
+            image.announce("refblock_load")
             found = load_block(offset, read_bytes(image.file, offset, image.cluster_size), self.order)
             self.cache.insert(found)
         return found
@@ -78,6 +80,7 @@ class Refcounts:
         return self.block(index)
 
     def _write_block(self, block: RefcountBlock) -> None:
+        self._image.announce("refblock_update_part")
         self._image.write_metadata(block.offset, block.to_disk(), Area.REFCOUNT_BLOCK)
         block.dirty = False
 
@@ -96,6 +99,8 @@ class Refcounts:
         its range.
         """
         self._image.before_refcounts()
+        if delta < 0:
+            self._image.packing.forget(cluster, count)
         done = 0
         try:
             while done < count:
@@ -141,6 +146,7 @@ class Refcounts:
         what: the purpose, for error texts. start: do not look before this cluster. Errors: OSError.
         """
         image = self._image
+        image.announce("cluster_alloc")
         image.before_refcounts()
         if self._homeless:
             self._find_home()
@@ -222,6 +228,7 @@ class Refcounts:
         index = missing[0]
         offset = first << image.cluster_bits
         image.check_overlap(offset, image.cluster_size)
+        image.announce("refblock_alloc")
         self.cache.make_room()
         home, at = divmod(first, self.per_block)
         fresh = load_block(offset, bytes(image.cluster_size), self.order)
@@ -247,6 +254,7 @@ class Refcounts:
         per_cluster = image.cluster_size // 8
         if needed * 8 > hdr.MAX_REFTABLE_BYTES:
             raise error(errno.EFBIG)
+        image.announce("reftable_grow")
         # Half as much again, so that growing stays rare; room for what describes the table itself.
         entries = max(needed + (needed >> 1), needed + 2 + needed * 8 // image.cluster_size // self.per_block)
         entries = min(round_up(entries, per_cluster), hdr.MAX_REFTABLE_BYTES // 8)
@@ -303,12 +311,15 @@ class Refcounts:
             self._find_home()
         if not self._dirty_entries and not self._moved:
             return
+        image.announce("refblock_alloc_write_blocks" if self._moved else "refblock_alloc_write")
         self.write_blocks()
         image.sync()
         offset = image.header.reftable_offset
         if self._moved:
+            image.announce("refblock_alloc_write_table")
             image.write_metadata(offset, to_disk(self.table), Area.REFCOUNT_TABLE)
             image.sync()
+            image.announce("refblock_alloc_switch_table")
             image.write_header_field(*hdr.encode_reftable_location(image.header))
             image.sync()
             self._moved = False
@@ -317,6 +328,7 @@ class Refcounts:
         # A block may be described by one before it in the table: rising order, one atomic sector at a time.
         for sector in sorted({index // 64 for index in self._dirty_entries}):
             words = self.table[sector * 64 : sector * 64 + 64]
+            image.announce("refblock_alloc_hookup")
             image.write_metadata(offset + sector * 512, to_disk(words), Area.REFCOUNT_TABLE)
             image.sync()
             self._dirty_entries.difference_update(range(sector * 64, sector * 64 + 64))
@@ -338,6 +350,7 @@ class Refcounts:
         self._dirty_entries.clear()
         self._moved = self._homeless = False
         self.hint = 0
+        self._image.packing.position = 0
 
     def runs_of_one(self, cluster: int, count: int) -> Iterator[tuple[int, int]]:
         """(first, length) of the clusters among *count* whose refcount is 1. Errors: OSError."""

@@ -43,6 +43,7 @@ def set_refcount(image: Image, cluster: int, value: int) -> bool:
     block.dirty = True
     refcounts.cache.touch(block)
     refcounts.hint = min(refcounts.hint, cluster)
+    image.packing.forget(cluster, 1)
     return True
 
 

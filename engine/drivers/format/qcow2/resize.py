@@ -79,6 +79,7 @@ def _grow(image: Image, size: int, prealloc: Prealloc) -> None:
             _grow_l1(image, entries)
         except OSError as exc:
             raise GenericError(f"Failed to grow the L1 table: {os_error_text(exc)}") from exc
+    _drop_vm_state(image)
     # The last cluster may hold bytes beyond the old end, from before an earlier shrink.
     edge = min(round_up(old, image.cluster_size), size)
     if edge > old:
@@ -91,6 +92,16 @@ def _grow(image: Image, size: int, prealloc: Prealloc) -> None:
     image.ordering.write_back()
     with image.flush_lock, image.lock:
         _write_size(image, size)
+
+
+def _drop_vm_state(image: Image) -> None:
+    """Unlink what lies beyond the disk's end, as the VM state of a snapshot gone back to does: it is to be disk now."""
+    with image.flush_lock, image.lock:
+        first = image.header.l1_entries_for(image.size)
+        if any(image.l1[first:]):
+            image.wait_all()
+            _drop_tables(image, first, punch=image.settings.discard_snapshot)
+            image.ordering.write_back_locked()
 
 
 def _clear_tail(image: Image, start: int, stop: int) -> None:
@@ -112,6 +123,7 @@ def _grow_l1(image: Image, entries: int) -> None:
         image.wait_all()
         image.ordering.write_back_locked()
         clusters = -(-entries * 8 // image.cluster_size)
+        image.announce("l1_grow_alloc_table")
         first, _ = image.refcounts.allocate(clusters, "L1 table", exact=True)
         grown = image.l1 + array("Q", bytes(8 * (entries - len(image.l1))))
         offset = first << image.cluster_bits
@@ -119,6 +131,7 @@ def _grow_l1(image: Image, entries: int) -> None:
             if not image.lazy:
                 image.refcounts.write_blocks()
                 image.refcounts.write_table()
+            image.announce("l1_grow_write_table")
             image.write_metadata(offset, to_disk(grown), Area.ACTIVE_L1)
             image.sync()
         except OSError:
@@ -128,6 +141,7 @@ def _grow_l1(image: Image, entries: int) -> None:
         header.l1_offset, header.l1_size = offset, entries
         image.l1 = grown
         image.overlap_areas_changed()
+        image.announce("l1_grow_activate_table")
         image.write_header_field(*hdr.encode_l1_location(header))
         image.sync()
         old_clusters = -(-old_entries * 8 // image.cluster_size)
@@ -246,7 +260,9 @@ def _shrink(image: Image, size: int) -> None:
             discard_clusters(image, first, last, full=True, punch=True)
         with image.flush_lock, image.lock:
             image.wait_all()
+            image.announce("l1_shrink_write_table")
             _drop_tables(image, keep, punch=True)
+            image.announce("l1_shrink_free_l2_clusters")
             image.ordering.write_back_locked()
             _write_size(image, size)
             give_up_tail(image)
@@ -318,6 +334,7 @@ def make_empty(image: Image) -> None:
     image.prepare_modify()
     with image.resize_lock, image.flush_lock, image.lock:
         image.wait_all()
+        image.announce("empty_image_prepare")
         _drop_tables(image, 0, punch=image.settings.discard_snapshot)
         image.ordering.write_back_locked()
         give_up_tail(image)

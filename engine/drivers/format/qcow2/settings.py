@@ -17,6 +17,7 @@ MIN_REFCOUNT_BLOCKS: Final = 4
 DEFAULT_L2_CACHE: Final = 32 << 20
 DEFAULT_L2_ENTRY: Final = 4096
 DEFAULT_CLEAN_INTERVAL: Final = 600
+_CACHE_SIZES: Final = ("cache-size", "l2-cache-size", "refcount-cache-size", "l2-cache-entry-size")
 _INT_MAX: Final = (1 << 31) - 1
 _UINT_MAX: Final = (1 << 32) - 1
 
@@ -62,17 +63,26 @@ def from_options(options: BlockdevOptionsQcow2 | None, header: Header, discard_u
     lazy = _given(options, "lazy_refcounts", bool(header.compatible & Compatible.LAZY_REFCOUNTS))
     if lazy and header.version < 3:
         raise GenericError("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")
+    overlap = _overlap(options)
+    encrypt = _given(options, "encrypt", None)
+    if encrypt is not None:
+        refuse_encryption(encrypt.format)
     return Settings(
         l2_slices=l2_size,
         l2_slice_size=entry_size,
         refcount_blocks=refcount_size,
         clean_interval=interval,
         lazy_refcounts=lazy,
-        overlap=_overlap(options),
+        overlap=overlap,
         discard_request=_given(options, "pass_discard_request", discard_unmap),
         discard_snapshot=_given(options, "pass_discard_snapshot", True),
         discard_other=_given(options, "pass_discard_other", False),
     )
+
+
+def refuse_encryption(kind: str) -> None:
+    """The options ask for encryption, of *kind*, which no image that is open has. Errors: GenericError."""
+    raise GenericError(f"No encryption in image header, but options specified format '{kind}'")
 
 
 def _given(options: Any, name: str, default: Any) -> Any:
@@ -91,9 +101,10 @@ def _cache_sizes(options: BlockdevOptionsQcow2 | None, header: Header) -> tuple[
     l2_given = _given(options, "l2_cache_size", None)
     refcount_given = _given(options, "refcount_cache_size", None)
     entry_given = _given(options, "l2_cache_entry_size", None)
-    for value in (total, l2_given, refcount_given, entry_given):
+    sizes = (total, l2_given, refcount_given, entry_given)
+    for name, value in zip(_CACHE_SIZES, sizes, strict=True):
         if value is not None and value < 0:
-            raise GenericError("Cache sizes may not be negative")
+            raise GenericError(f"Parameter '{name}' expects a non-negative number below 2^64")
     l2_setting = DEFAULT_L2_CACHE if l2_given is None else l2_given
     l2 = min(max_l2, l2_setting)
     refcount = refcount_given or 0

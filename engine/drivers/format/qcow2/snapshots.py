@@ -1,18 +1,19 @@
-"""The table of internal snapshots: read and checked, never written here.
+"""The table of internal snapshots: its entries, read from and put into their form on disk.
 
 Snapshots share clusters with the active image. Their refcounts are above one, so the COPIED flags of the active
-tables are off and writes copy; the table and the snapshots' own L1 tables are left as they are.
+tables are off and writes copy. snapshotting.py makes, deletes and goes back to them.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from engine.drivers.format.qcow2.header import SNAPSHOT_HEADER_SIZE, Header
-from engine.drivers.format.qcow2.storage import Child, read_bytes, round_up
+from engine.drivers.format.qcow2.storage import Child, error, read_bytes, round_up
 from engine.errors import GenericError, os_error_text
 
 MAX_EXTRA: Final = 1024
@@ -24,7 +25,7 @@ _EXTRA: Final = struct.Struct(">QQQ")
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """One internal snapshot. Sizes are bytes; date in seconds and nanoseconds since the epoch; icount None if
-    unknown.
+    unknown. extra_size: bytes of extra data in its entry, of which unknown_extra is the part with no known meaning.
     """
 
     id: str
@@ -37,7 +38,14 @@ class Snapshot:
     vm_state_size: int
     disk_size: int
     icount: int | None
-    table_bytes: int
+    extra_size: int = 0
+    unknown_extra: bytes = b""
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of its entry in the table."""
+        size = SNAPSHOT_HEADER_SIZE + self.extra_size + len(os.fsencode(self.id)) + len(os.fsencode(self.name))
+        return round_up(size, 8)
 
 
 def read(file: Child, header: Header) -> list[Snapshot]:
@@ -86,5 +94,37 @@ def _read_entry(file: Child, header: Header, offset: int, index: int) -> Snapsho
         vm_state_size=vm_state_large,
         disk_size=disk_size,
         icount=None if icount == -1 else icount,
-        table_bytes=round_up(SNAPSHOT_HEADER_SIZE + extra_size + id_size + name_size, 8),
+        extra_size=extra_size,
+        unknown_extra=extra[_EXTRA.size :],
     )
+
+
+def with_full_extra(snapshot: Snapshot) -> Snapshot:
+    """*snapshot* as encode() writes it: with all the extra data that is known, and what was there besides."""
+    return replace(snapshot, extra_size=_EXTRA.size + len(snapshot.unknown_extra))
+
+
+def encode(snapshots: list[Snapshot]) -> bytes:
+    """The table of *snapshots*, which have their full extra data. Errors: OSError EFBIG."""
+    table = bytearray()
+    for item in snapshots:
+        id_, name = os.fsencode(item.id), os.fsencode(item.name)
+        if len(id_) > 0xFFFF or len(name) > 0xFFFF:
+            raise error(errno.EFBIG)
+        table += _ENTRY.pack(
+            item.l1_offset,
+            item.l1_size,
+            len(id_),
+            len(name),
+            item.date_sec & 0xFFFFFFFF,
+            item.date_nsec & 0xFFFFFFFF,
+            item.vm_clock_nsec & (1 << 64) - 1,
+            item.vm_state_size & 0xFFFFFFFF,
+            item.extra_size,
+        )
+        icount = (1 << 64) - 1 if item.icount is None else item.icount & (1 << 64) - 1
+        table += _EXTRA.pack(item.vm_state_size, item.disk_size, icount) + item.unknown_extra + id_ + name
+        table += bytes(-len(table) % 8)
+        if len(table) > MAX_TABLE:
+            raise error(errno.EFBIG)
+    return bytes(table)

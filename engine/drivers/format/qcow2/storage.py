@@ -56,3 +56,8 @@ def read_bytes(child: Child, offset: int, size: int) -> bytearray:
 def round_up(value: int, step: int) -> int:
     """*value* rounded up to a multiple of *step*."""
     return -(-value // step) * step
+
+
+def c_hex(value: int) -> str:
+    """*value* as C's ``%#x`` prints it: 0 has no prefix."""
+    return f"{value:#x}" if value else "0"

@@ -88,6 +88,15 @@ def progression(words: array[int], start: int, count: int, step: int) -> int:
     return count
 
 
+def without_copied(words: array[int], width: int) -> array[int]:
+    """A copy of L2 *words* with all COPIED flags off; *width* words an entry, of which the first has the flag."""
+    rest = array("Q", ((1 << 64) - 1,)) * (width - 1)
+    mask = (array("Q", (COPIED - 1,)) + rest) * (len(words) // width)
+    order = sys.byteorder
+    kept = int.from_bytes(words.tobytes(), order) & int.from_bytes(mask.tobytes(), order)
+    return array("Q", kept.to_bytes(len(words) * 8, order))
+
+
 def to_disk(words: array[int]) -> bytes:
     """*words* as the big-endian bytes on disk."""
     if sys.byteorder == "little":

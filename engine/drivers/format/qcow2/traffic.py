@@ -46,6 +46,11 @@ class Traffic:
         self.epoch += 1
         return self.epoch - 1
 
+    @property
+    def busy(self) -> bool:
+        """Whether any request uses host clusters or allocates."""
+        return bool(self._users or self._claims)
+
     def idle_since(self, epoch: int) -> bool:
         """Whether no request of *epoch* or before is left."""
         return not self._users or min(self._users) > epoch

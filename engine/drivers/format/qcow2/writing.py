@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from engine.drivers.format.qcow2 import subclusters
 from engine.drivers.format.qcow2.mapping import run_at
 from engine.drivers.format.qcow2.reading import read_for_copy
+from engine.drivers.format.qcow2.storage import c_hex
 from engine.drivers.format.qcow2.tables import (
     COMPRESSED,
     COMPRESSED_DATA,
@@ -102,6 +103,7 @@ def write(image: Image, offset: int, data: memoryview) -> None:
         part = data[at - offset : step.stop - offset]
         if isinstance(step, InPlace):
             try:
+                image.announce("write_aio")
                 image.data.write(step.host, part)
             finally:
                 image.traffic.leave(step.epoch)
@@ -129,11 +131,14 @@ def _fill(image: Image, step: Allocation, data: memoryview) -> None:
     tail = step.copy_stop - step.stop
     where = step.host + (step.start - step.base)
     if not (head or tail) or (step.zero and step.fresh):
+        image.announce("write_aio")
         image.data.write(where, data)
     elif step.zero and head + tail > ZERO_LIMIT:
         for start, length in ((where - head, head), (where + len(data), tail)):
             if length:
+                image.announce("cluster_alloc_space")
                 image.data.write_zeroes(start, length)
+        image.announce("write_aio")
         image.data.write(where, data)
     elif head + len(data) + tail <= MERGE_LIMIT:
         whole = memoryview(bytearray(head + len(data) + tail))
@@ -141,6 +146,7 @@ def _fill(image: Image, step: Allocation, data: memoryview) -> None:
             read_for_copy(image, step.copy_start, whole[:head])
             read_for_copy(image, step.stop, whole[len(whole) - tail :])
         whole[head : head + len(data)] = data
+        image.announce("write_aio")
         image.data.write(where - head, whole)
     else:
         for start, length, target in (
@@ -151,7 +157,9 @@ def _fill(image: Image, step: Allocation, data: memoryview) -> None:
                 edge = memoryview(bytearray(length))
                 if not step.zero:
                     read_for_copy(image, start, edge)
+                image.announce("cow_write")
                 image.data.write(target, edge)
+        image.announce("write_aio")
         image.data.write(where, data)
 
 
@@ -193,7 +201,7 @@ def _in_place(image: Image, start: int, end: int, table: int, entry: int, at: in
         return None
     host = word & L2_OFFSET
     if host & image.cluster_mask:
-        raise image.corrupt(f"Data cluster offset {host:#x} unaligned (guest offset: {start:#x})", fatal=True)
+        raise image.corrupt(f"Data cluster offset {host:#x} unaligned (guest offset: {c_hex(start)})", fatal=True)
     if image.extended or image.data_file is not None or not host:
         kind, length, host = run_at(image, start, end - start)
         if kind != NORMAL:

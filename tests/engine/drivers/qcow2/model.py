@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,8 @@ class Run:
             self._discarded(offset, end)
         elif pick < 0.93:
             self._status(offset, length)
+        elif pick < 0.945:
+            self._compress(offset // self.shape.cluster * self.shape.cluster)
         elif pick < 0.965:
             self.node.flush()
         elif pick < 0.975:
@@ -190,6 +193,18 @@ class Run:
                 extent.node.read(extent.offset, memoryview(there))
                 assert there == self.model[at : at + extent.length]
             at += extent.length
+
+    def _compress(self, offset: int) -> None:
+        length = min(self.shape.cluster, len(self.model) - offset)
+        data = bytes(self.random.choices(b"ab", k=length))
+        try:
+            self.node.write(offset, memoryview(data), int(WriteFlag.COMPRESSED))
+        except OSError as exc:
+            # EIO: the cluster has data already.
+            if exc.errno != errno.EIO:
+                raise
+            return
+        self.model[offset : offset + length] = data
 
     def _resize(self) -> None:
         size = len(self.model) + self.random.randrange(-40, 50) * self.random.choice((512, 4096, self.shape.cluster))

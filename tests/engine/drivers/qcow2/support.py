@@ -10,11 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.drivers.format.qcow2 import create, header, reading, resize, settings, snapshots, unmap, writing
+from engine.drivers.format.qcow2 import (
+    create,
+    header,
+    packing,
+    reading,
+    resize,
+    settings,
+    snapshots,
+    snapshotting,
+    unmap,
+    writing,
+)
 from engine.drivers.format.qcow2.image import Image
 from engine.drivers.format.qcow2.options import BlockdevCreateOptionsQcow2, BlockdevOptionsQcow2
+from engine.drivers.format.qcow2.snapshots import Snapshot
 from engine.drivers.format.qcow2.storage import Child
-from engine.graph.driver import Extent, Prealloc, Status
+from engine.graph.driver import Extent, Prealloc, Status, WriteFlag
 
 
 class FileChild:
@@ -107,7 +119,10 @@ class Opened:
         return bytes(buffer)
 
     def write(self, offset: int, data: bytes | memoryview, flags: int = 0) -> None:
-        writing.write(self.image, offset, memoryview(data))
+        if flags & WriteFlag.COMPRESSED:
+            packing.write(self.image, offset, memoryview(data))
+        else:
+            writing.write(self.image, offset, memoryview(data))
 
     def write_zeroes(self, offset: int, length: int, flags: int = 0) -> None:
         try:
@@ -133,6 +148,19 @@ class Opened:
 
     def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
         resize.truncate(self.image, length, exact=exact, prealloc=prealloc)
+
+    def snapshot(self, name: str) -> Snapshot:
+        return snapshotting.create(self.image, name, snapshotting.Moment(1_700_000_000, 5, 7))
+
+    def delete(self, name: str) -> None:
+        found = snapshotting.find(self.image, None, name)
+        assert found is not None
+        snapshotting.delete(self.image, found)
+
+    def goto(self, name: str) -> None:
+        found = snapshotting.find_any(self.image, name)
+        assert found is not None
+        snapshotting.go_back(self.image, found)
 
     def close(self) -> None:
         self.image.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -421,25 +420,3 @@ def test_unknown_extensions_and_the_feature_table_survive_a_rewrite(tmp_path: Pa
     assert extra in path.read_bytes()[:4096]
     info = json.loads(run("qemu-img", "info", "--output=json", path))
     assert (info["backing-filename"], info["backing-filename-format"]) == ("somewhere.raw", "raw")
-
-
-def test_persistent_bitmaps_are_declared_stale_before_the_first_write(bench: Bench, tmp_path: Path) -> None:
-    path = tmp_path / "image.qcow2"
-    qemu_create(path, 1 << 20)
-    run("qemu-img", "bitmap", "--add", path, "b0")
-    node = open_chain(bench, path)
-    specific = node.driver.format_specific()
-    assert specific is not None
-    assert to_wire(specific[1])["bitmaps"] == [{"name": "b0", "granularity": 65536, "flags": ["auto"]}]
-    result = node.driver.check()  # type: ignore[attr-defined]
-    assert (result.corruptions, result.leaks) == (0, 0)
-    # Looking changes nothing.
-    assert "b0" in run("qemu-img", "info", "-U", path)
-    node.write(0, memoryview(b"x"))
-    node.flush()
-    assert "b0" not in run("qemu-img", "info", "-U", path)
-    bench.graph.close()
-    qemu_check(path, leaks=True)
-    done = subprocess.run(["qemu-img", "check", "-r", "leaks", path], capture_output=True, text=True)
-    assert done.returncode == 0
-    qemu_check(path)
