@@ -29,6 +29,24 @@ write -z -P 1 0 1k
 write -s nofile 0 1k
 write -P 1 -s nofile 0 1k
 write -z -b 0 1k
+write -c 2M 64k
+write -c 2M 64k
+write -c 2M 512
+write -c 2M 100
+write -c 100 64k
+write -c 2000K 64k
+write -c -P 7 2112k 128k
+write -c -P 0 2304k 64k
+write -c -z 2368k 64k
+write -c -s pattern 2560k 64k
+write -cC 2624k 64k
+write -cq 2624k 64k
+write -c -f 0 64k
+write -c -b -z 0 64k
+write -c 0 0
+write -c 4032k 128k
+write -c 9M 64k
+write -c 0 4G
 write 0
 write
 write 0 1 2

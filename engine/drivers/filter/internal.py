@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from engine.graph.driver import FilterDriver, Opening
 from engine.graph.edge import Edge
@@ -43,15 +45,40 @@ class CommitTopDriver(JobFilterDriver):
         return Perm.NONE, Perm.ALL
 
 
+class GuestWrites(Protocol):
+    """Takes a guest's writes to more places than the source; *to_source* does the part of the source."""
+
+    def write(self, to_source: Callable[[], None], offset: int, data: memoryview, flags: int) -> None: ...
+
+    def write_zeroes(self, to_source: Callable[[], None], offset: int, length: int, flags: int) -> None: ...
+
+
 class MirrorTopDriver(JobFilterDriver):
     """Above the source of a mirror or an active commit.
 
     active_commit: the target is in the source's own chain. stopped: the job is over and wants nothing of the child.
+    active: takes the guest's writes to the target as well, in a write-blocking mirror. Discards end here, as the node
+    never has ``discard_unmap``: the target keeps what the source might lose.
     """
 
     name = "mirror_top"
     active_commit = False
     stopped = False
+    active: GuestWrites | None = None
+
+    def write(self, offset: int, data: memoryview, flags: int = 0) -> None:
+        active = self.active
+        if active is None:
+            self.filtered.write(offset, data, flags)
+        else:
+            active.write(partial(self.filtered.write, offset, data, flags), offset, data, flags)
+
+    def write_zeroes(self, offset: int, length: int, flags: int = 0) -> None:
+        active = self.active
+        if active is None:
+            self.filtered.write_zeroes(offset, length, flags)
+        else:
+            active.write_zeroes(partial(self.filtered.write_zeroes, offset, length, flags), offset, length, flags)
 
     def child_permissions(self, edge: Edge, perm: Perm, shared: Perm, *, writable: bool) -> tuple[Perm, Perm]:
         if self.stopped:

@@ -60,6 +60,11 @@ class Call:
     sleep: float = 0.0
     """Seconds to wait before the command is over."""
 
+    @property
+    def counted(self) -> bool:
+        """Whether its requests show in the back end's statistics: those of aio_read and aio_write alone, as in QEMU."""
+        return self.command.background
+
     def print(self, text: str) -> None:
         self.printed.append(text)
 

@@ -38,6 +38,10 @@ def _alloc(call: Call) -> None:
 def _map(call: Call) -> None:
     try:
         offset, end = 0, call.backend.length
+    except OSError as exc:
+        call.print(f"Failed to query image length: {os_error_text(exc)}\n")
+        return
+    try:
         while offset < end:
             found, run = _is_allocated(call, offset, end - offset)
             while offset + run < end:

@@ -31,11 +31,12 @@ class _Plan:
         dumped: list[str] = []
         seconds = 0.0
         buffer = memoryview(bytearray(min(self.length, CHUNK)))
+        read = call.backend.read if call.counted else call.backend.do_read
         try:
             for at, size in read_chunks(self.offset, self.length, call.backend.length):
                 piece = buffer[:size]
                 began = time.perf_counter()
-                call.backend.read(self.offset + at, piece)
+                read(self.offset + at, piece)
                 seconds += time.perf_counter() - began
                 if check is not None:
                     check.look(at, piece)

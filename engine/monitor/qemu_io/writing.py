@@ -38,13 +38,12 @@ def _timed(
 
 
 def _write_data(call: Call, offset: int, length: int, source: Source, flags: int) -> None:
+    write = call.backend.write if call.counted else call.backend.do_write
     for at, size in read_chunks(offset, length, call.backend.length):
-        call.backend.write(offset + at, source.piece(at, size), flags)
+        write(offset + at, source.piece(at, size), flags)
 
 
 def _write_compressed(call: Call, offset: int, length: int, source: Source) -> None:
-    if not call.backend.node.driver.supports_compressed_writes:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     _write_data(call, offset, length, source, int(WriteFlag.COMPRESSED))
 
 
@@ -100,7 +99,7 @@ def _write(call: Call) -> None:
         if "b" in options:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         if "z" in options:
-            call.backend.write_zeroes(offset, length, _flags(options))
+            call.backend.do_write_zeroes(offset, length, _flags(options))
         elif "c" in options:
             _write_compressed(call, offset, length, source)
         else:
@@ -209,4 +208,4 @@ def _discard(call: Call) -> None:
     length = read_number(options.operands[1])
     if length > REQUEST_MAX:
         raise UsageError(f"length cannot exceed {REQUEST_MAX}, given {options.operands[1]}")
-    _timed(call, "discard", "discard", (offset, length), options, lambda: call.backend.discard(offset, length))
+    _timed(call, "discard", "discard", (offset, length), options, lambda: call.backend.do_discard(offset, length))

@@ -1,0 +1,1 @@
+"""Limits on the rate of requests: leaky buckets, and groups that share them."""
