@@ -1,0 +1,1 @@
+"""User-creatable objects (object-add, --object). Importing ``engine.objects.types`` makes every type known."""
