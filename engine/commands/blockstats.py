@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from engine.commands.query import devices, visible_nodes
-from engine.graph.backend import Accounting
+from engine.errors import GenericError
+from engine.graph.accounting import Accounting, Interval, Kind
 from engine.graph.info import BlockStatsSpecific
 from engine.graph.node import Node
 from engine.graph.permissions import Role
@@ -88,20 +89,52 @@ class BlockStats(Struct):
     backing: BlockStats | None = None
 
 
+_KINDS: tuple[Kind, ...] = ("rd", "wr", "flush", "unmap")
+_COUNTED = (
+    *(f"{kind}_operations" for kind in _KINDS),
+    *(f"{kind}_total_time_ns" for kind in _KINDS),
+    *(f"{what}_{kind}_operations" for what in ("failed", "invalid") for kind in _KINDS),
+    *(f"{kind}_{what}" for kind in ("rd", "wr", "unmap") for what in ("bytes", "merged")),
+)
+
+
+def _timed(interval: Interval) -> BlockDeviceTimedStats:
+    reads, writes, flushes = (interval.latency[kind] for kind in ("rd", "wr", "flush"))
+    return BlockDeviceTimedStats(
+        interval_length=interval.seconds,
+        min_rd_latency_ns=reads.least,
+        max_rd_latency_ns=reads.greatest,
+        avg_rd_latency_ns=reads.average,
+        min_wr_latency_ns=writes.least,
+        max_wr_latency_ns=writes.greatest,
+        avg_wr_latency_ns=writes.average,
+        min_flush_latency_ns=flushes.least,
+        max_flush_latency_ns=flushes.greatest,
+        avg_flush_latency_ns=flushes.average,
+        avg_rd_queue_depth=reads.load,
+        avg_wr_queue_depth=writes.load,
+    )
+
+
+def _histogram(accounting: Accounting, kind: Kind) -> BlockLatencyHistogramInfo | None:
+    found = accounting.histograms.get(kind)
+    return None if found is None else BlockLatencyHistogramInfo(boundaries=found.boundaries, bins=list(found.bins))
+
+
 def _counters(highest: int, accounting: Accounting | None) -> BlockDeviceStats:
     """Counters in wire form. A node alone has none but the highest offset: QMP counts at the devices."""
-    counted = dict(vars(accounting or Accounting()))
-    last = counted.pop("last_access_ns")
+    counted = accounting or Accounting()
+    last = counted.last_access_ns
     return BlockDeviceStats(
-        **counted,
+        **{name: getattr(counted, name) for name in _COUNTED},
         wr_highest_offset=highest,
-        rd_merged=0,
-        wr_merged=0,
-        unmap_merged=0,
         idle_time_ns=max(time.monotonic_ns() - last, 0) if last else None,
-        account_invalid=accounting is not None,
-        account_failed=accounting is not None,
-        timed_stats=[],
+        account_invalid=accounting is not None and accounting.account_invalid,
+        account_failed=accounting is not None and accounting.account_failed,
+        timed_stats=[_timed(interval) for interval in counted.intervals],
+        rd_latency_histogram=_histogram(counted, "rd"),
+        wr_latency_histogram=_histogram(counted, "wr"),
+        flush_latency_histogram=_histogram(counted, "flush"),
     )
 
 
@@ -144,5 +177,43 @@ def query_blockstats(engine: Engine, *, query_nodes: bool | None = None) -> list
         else:
             stats = BlockStats(stats=_counters(0, backend.stats))
         stats.device = backend.name
+        stats.qdev = backend.device.label if backend.device is not None else None
         found.append(stats)
     return found
+
+
+@command(since="4.0", allow_preconfig=True)
+def block_latency_histogram_set(
+    engine: Engine,
+    *,
+    id: str,
+    boundaries: list[UInt64] | None = None,
+    boundaries_read: list[UInt64] | None = None,
+    boundaries_write: list[UInt64] | None = None,
+    boundaries_flush: list[UInt64] | None = None,
+) -> None:
+    """Start counting the latencies of a device's requests in bins; without boundaries, stop and forget them.
+
+    id: id or path of the device
+    boundaries: nanoseconds, rising, that part the bins, for every kind of request
+    boundaries_read: the same for reads, instead
+    boundaries_write: the same for writes, instead
+    boundaries_flush: the same for flushes, instead
+    """
+    stats = engine.machine.backend_of(id).stats
+    own: tuple[tuple[Kind, str, list[int] | None], ...] = (
+        ("rd", "read", boundaries_read),
+        ("wr", "write", boundaries_write),
+        ("flush", "flush", boundaries_flush),
+    )
+    if boundaries is None and all(chosen is None for _, _, chosen in own):
+        stats.clear_histograms()
+        return
+    for kind, word, chosen in own:
+        limits = chosen if chosen is not None else boundaries
+        if limits is None:
+            continue
+        try:
+            stats.set_histogram(kind, limits)
+        except ValueError:
+            raise GenericError(f"Device '{id}' set {word} boundaries fail") from None

@@ -1,17 +1,19 @@
-"""A simulated guest: a disk with a workload of its own, for demonstrations, tests and measuring."""
+"""A simulated guest: a workload on a disk, for demonstrations, tests and measuring."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import threading
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from engine.graph.backend import BlockBackend
-from engine.graph.graph import Graph
-from engine.graph.node import Node
-from engine.graph.permissions import Perm
+if TYPE_CHECKING:
+    from engine.devices.bus import Device
+    from engine.devices.disk import Disk
+    from engine.devices.machine import Machine
 
 log = logging.getLogger("engine.devices")
 
@@ -35,29 +37,36 @@ class Workload:
 
 
 class Guest:
-    """A device on a node and the thread that plays its guest. Control plane: __init__, stop."""
+    """A thread that does requests on a disk until the disk goes. Control plane: __init__, stop."""
 
-    def __init__(self, graph: Graph, name: str, node: Node, workload: Workload) -> None:
-        """Errors: GenericError (permissions)."""
-        self.graph = graph
+    def __init__(self, machine: Machine, name: str, disk: Disk, workload: Workload, *, owned: Device | None) -> None:
+        """owned: the device that goes with the guest, None when it stays."""
+        self.name = name
+        self.disk = disk
         self.workload = workload
         self.error: str | None = None
-        perm = Perm.CONSISTENT_READ | (Perm.WRITE if workload.write_percent else Perm.NONE)
-        self.backend: BlockBackend = graph.add_backend(
-            "device", name, node, perm, Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED
-        )
-        self.backend.model = "simulated guest"
+        self._machine = machine
+        self._owned = owned
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"guest {name}", daemon=True)
+        disk.on_close.append(self._disk_goes)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the guest and take its device away; a request in flight is waited for."""
+        """End the guest, with its own device if it has one; a request in flight is waited for."""
         self._stop.set()
-        # A drain that lasts (a pivot waiting to be finalized) would keep the thread, and us with it, for ever.
-        self.backend.door.retire()
+        if self._owned is not None and not self.disk.closed:
+            self._machine.remove(self._owned)
+            return
+        # Nobody waits for the thread: its request may be held up for as long as the guests are stopped.
+        if self._disk_goes in self.disk.on_close:
+            self.disk.on_close.remove(self._disk_goes)
+
+    def _disk_goes(self) -> None:
+        self._stop.set()
         self._thread.join()
-        self.graph.remove_backend(self.backend)
+        if self._machine.engine.guests.get(self.name) is self:
+            del self._machine.engine.guests[self.name]
 
     def _run(self) -> None:
         work = self.workload
@@ -71,21 +80,21 @@ class Guest:
             owed += per_slice
             while owed >= 1 and not self._stop.is_set():
                 owed -= 1
-                span = min(work.span or self.backend.length, self.backend.length)
-                blocks = span // size
-                if not blocks:
-                    break
-                offset = rng.randrange(blocks) * size
                 try:
+                    length = self.disk.length
+                    blocks = min(work.span or length, length) // size
+                    if not blocks:
+                        break
+                    offset = rng.randrange(blocks) * size
                     if rng.randrange(100) < work.write_percent:
-                        self.backend.write(offset, memoryview(rng.randbytes(size)))
+                        self.disk.write(offset, memoryview(rng.randbytes(size)))
                     else:
-                        self.backend.read(offset, buffer)
+                        self.disk.read(offset, buffer)
                 except OSError as exc:
-                    if self._stop.is_set():
+                    if self._stop.is_set() or exc.errno == errno.ESHUTDOWN:
                         return
                     if self.error is None:
-                        log.warning("guest %s: %s", self.backend.name, exc)
+                        log.warning("guest %s: %s", self.name, exc)
                     self.error = str(exc)
             due += _SLICE
             now = time.monotonic()

@@ -1,12 +1,19 @@
 """HMP commands by topic. Importing this package makes every command known; a new topic is a file and a line here."""
 
 from engine.monitor.hmp.commands import (  # noqa: F401
+    backup,
     commit,
+    devices,
+    drives,
     help,
     info_block,
     info_state,
     jobs,
+    mirror,
     nodes,
+    objects,
     qemu_io,
     quit,
+    snapshots,
+    throttle,
 )

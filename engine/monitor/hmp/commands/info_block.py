@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from engine.errors import QMPError
 from engine.monitor.hmp.image_text import image_text
 from engine.monitor.hmp.registry import info
 
@@ -36,7 +37,12 @@ async def _info_block(monitor: Monitor, args: dict[str, Any]) -> None:
                 found = True
         if found or wanted is None:
             return
-    for index, node in enumerate(await monitor.qmp("query-named-block-nodes")):
+    try:
+        listed = await monitor.qmp("query-named-block-nodes")
+    except QMPError:
+        # An ejected node keeps the others from being shown too, as in QEMU.
+        return
+    for index, node in enumerate(listed):
         if wanted is None or node["node-name"] == wanted:
             # An empty line separates a node from those in front of it, shown or not.
             monitor.print(("\n" if index else "") + "".join(_node_text(node, node["node-name"], None, verbose)))

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import DeviceNotFound
 from engine.graph.permissions import Perm
 from engine.monitor.hmp.registry import hmp
 
@@ -25,12 +24,10 @@ async def _qemu_io(monitor: Monitor, args: dict[str, Any]) -> None:
     from engine.monitor.qemu_io import run_command
 
     name, graph = args["device"], monitor.engine.graph
-    backend = graph.find_backend(name)
+    backend = monitor.engine.machine.backend_of(name) if args.get("qdev") else graph.find_backend(name)
     if backend is not None:
         monitor.print(await run_command(backend, args["command"], tell=_teller(monitor), lasting=True))
         return
-    if args.get("qdev"):
-        raise DeviceNotFound(f"Device '{name}' not found")
     node = graph.find(None, name)
     backend = graph.add_backend("user", "", node, Perm.NONE, Perm.ALL)
     try:
