@@ -12,6 +12,7 @@ from engine.errors import GenericError
 
 if TYPE_CHECKING:
     from engine.graph.node import Node
+    from engine.graph.requests import RequestPath
 
 DEFAULT_GRANULARITY = 64 << 10
 SMALLEST_DEFAULT = 4 << 10
@@ -268,7 +269,7 @@ class DirtyBitmap:
         return hashlib.sha256(data + bytes(-len(data) % 8 if data else 8)).hexdigest()
 
 
-def bitmaps_of(node: Node) -> list[DirtyBitmap]:
+def bitmaps_of(node: RequestPath) -> list[DirtyBitmap]:
     """The dirty bitmaps attached to *node*, newest first, anonymous ones too."""
     return [tracker for tracker in node.trackers if isinstance(tracker, DirtyBitmap)]
 

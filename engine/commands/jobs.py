@@ -12,12 +12,12 @@ from engine.graph.node import Node
 from engine.graph.options import BlockdevCreateOptions
 from engine.graph.permissions import Perm
 from engine.graph.status import chain, find_overlay, in_chain, skip_filters
+from engine.jobs.active_commit import start_active_commit
 from engine.jobs.blockjob import BlockJob, device_name
 from engine.jobs.chain import find_backing_image, find_base, root_node
 from engine.jobs.commit import start_commit
 from engine.jobs.create import CreateJob
 from engine.jobs.job import Job
-from engine.jobs.mirror import start_active_commit
 from engine.jobs.stream import start_stream
 from engine.jobs.types import BlockdevOnError, BlockJobInfo, JobInfo
 from engine.qapi import Feature, Int, command
@@ -249,7 +249,7 @@ def block_stream(
     for node in chain(top):
         if node is end:
             break
-        node.blockers.check(Op.STREAM, node.name)
+        node.blockers.check(Op.STREAM, node.device_or_node_name)
     if base_image is None and backing_file is not None:
         raise GenericError("backing file specified, but streaming the entire chain")
     start_stream(
@@ -310,11 +310,11 @@ def block_commit(
             # Clients tell by the class that the command knows active commit.
             raise DeviceNotFound(f"Device '{device}' not found") from None
         raise
-    root.blockers.check(Op.COMMIT_SOURCE, root.name)
+    root.blockers.check(Op.COMMIT_SOURCE, root.device_or_node_name)
     top_image = _commit_top(engine, root, top_node, top)
     base_image = _commit_base(engine, top_image, base_node, base)
     for node in chain(top_image):
-        node.blockers.check(Op.COMMIT_TARGET, node.name)
+        node.blockers.check(Op.COMMIT_TARGET, node.device_or_node_name)
         if node is base_image:
             break
     if top_image is base_image:
@@ -342,7 +342,7 @@ def block_commit(
         return
     overlay = find_overlay(root, top_image)
     if overlay is not None:
-        overlay.blockers.check(Op.COMMIT_TARGET, overlay.name)
+        overlay.blockers.check(Op.COMMIT_TARGET, overlay.device_or_node_name)
     start_commit(
         engine.jobs,
         job_id,

@@ -315,10 +315,9 @@ def refresh_permissions(txn: Transaction, nodes: Iterable[Node]) -> None:
         taken, shared = node.cumulative_permissions()
         writable = node.writable
         if taken & (Perm.WRITE | Perm.WRITE_UNCHANGED) and not writable:
-            if node.read_only and not node.auto_read_only:
+            if node.read_only:
                 raise GenericError("Block node is read-only")
-            if not node.auto_read_only:
-                raise GenericError(f"Read-only block node '{node.name}' cannot support read-write users")
+            raise GenericError(f"Read-only block node '{node.name}' cannot support read-write users")
         if taken & (Perm.WRITE | Perm.WRITE_UNCHANGED) and not taken & Perm.RESIZE:
             if node.length % max(node.limits.request_alignment, 1):
                 raise GenericError(

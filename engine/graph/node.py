@@ -1,22 +1,13 @@
-"""Node: one opened driver instance, its place in the graph, and the request path through it.
-
-The way of a request: a user's BlockBackend (door, range check, accounting) → Node (clip, alignment, zero detection,
-FUA, bookkeeping) → driver → Edge → the child Node, and so on down to a protocol driver.
-"""
+"""Node: one opened driver instance and its place in the graph; ``engine.graph.requests`` has its request path."""
 
 from __future__ import annotations
 
-import errno
-import os
-import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from engine.bitmaps.dirty import bitmaps_of
 from engine.graph.blockers import OpBlockers
-from engine.graph.driver import Extent, Limits, Prealloc, Status, WriteFlag
+from engine.graph.driver import Limits
 from engine.graph.permissions import Perm, Role
-from engine.graph.ranges import RangeLock, Readers
+from engine.graph.requests import RequestPath
 
 if TYPE_CHECKING:
     from engine.graph.driver import Driver
@@ -24,43 +15,12 @@ if TYPE_CHECKING:
     from engine.graph.graph import Graph
     from engine.objects.iothread import IOThread
 
-MAX_LENGTH = (1 << 63) - (1 << 30)
-"""Largest virtual length in bytes: 2^63-1 rounded down to 1 GiB, the largest alignment."""
-MAX_BOUNCE = 16 << 20
-"""Largest buffer of zeros (bytes) written where a driver cannot write zeros efficiently."""
 
-_DATA, _ZERO, _VALID = int(Status.DATA), int(Status.ZERO), int(Status.OFFSET_VALID)
-_RAW, _ALLOCATED, _EOF, _RECURSE = int(Status.RAW), int(Status.ALLOCATED), int(Status.EOF), int(Status.RECURSE)
-_FUA, _MAY_UNMAP, _NO_FALLBACK = int(WriteFlag.FUA), int(WriteFlag.MAY_UNMAP), int(WriteFlag.NO_FALLBACK)
-_COMPRESSED = int(WriteFlag.COMPRESSED)
-_WRITES = Perm.WRITE | Perm.WRITE_UNCHANGED
-_UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP)
-_zeros = memoryview(bytes(1 << 20))
-_ZERO_RUN = bytes(256 << 10)
-
-
-class WriteTracker(Protocol):
-    """Something told of every write, zero write and discard that reached the driver (dirty bitmaps, thresholds)."""
-
-    def __call__(self, offset: int, length: int, /) -> None: ...
-
-
-def is_zero(data: memoryview) -> bool:
-    """Whether every byte is zero. Compares at memcmp speed and leaves early on ordinary data."""
-    size = len(data)
-    if not size:
-        return True
-    if data[0] or data[size - 1]:
-        return False
-    # Bytes are compared by memcmp here, but one by one where two memoryviews are.
-    step = len(_ZERO_RUN)
-    return all(_ZERO_RUN.startswith(data[at : at + step]) for at in range(0, size, step))
-
-
-class Node:
+class Node(RequestPath):
     """One block node. Graph fields are changed on the control plane alone; I/O methods run in any thread."""
 
     def __init__(self, graph: Graph, name: str, driver: type[Driver]) -> None:
+        super().__init__()
         self.graph = graph
         self.name = name
         self.auto_name = False
@@ -113,18 +73,6 @@ class Node:
 
         self._iothread: IOThread | None = None
         self.quiesce_count = 0
-        self.ranges = RangeLock()
-        self._serialisers = 0
-        self._tracked = False
-        self.readers: Readers | None = None
-        """Where reads are seen while somebody waits for them (track_reads)."""
-        self._read_trackings = 0
-        self.trackers: tuple[WriteTracker, ...] = ()
-        self._flush_lock = threading.Lock()
-        self._unflushed = False
-        # Counters are for display; two threads may lose an increment, which nothing depends on.
-        self.rd_bytes = self.rd_operations = self.wr_bytes = self.wr_operations = 0
-        self.wr_highest_offset = 0
 
     def __repr__(self) -> str:
         return f"<Node {self.name} {self.driver.name}>"
@@ -145,11 +93,6 @@ class Node:
 
     def describe_edge(self, edge: Edge) -> str:
         return f"node '{self.name}'"
-
-    @property
-    def length(self) -> int:
-        """Virtual length in bytes."""
-        return self.driver.length
 
     @property
     def limits(self) -> Limits:
@@ -242,329 +185,6 @@ class Node:
                     edge.quiesces_parent = False
                     edge.parent.drained_end()
 
-    # -- serialising -----------------------------------------------------------------------------------------
-
-    def start_serialising(self) -> None:
-        """From now on every write holds its range in ``ranges``. Call while the node is drained."""
-        self._serialisers += 1
-        self._tracked = True
-
-    def stop_serialising(self) -> None:
-        """Undo one start_serialising. Call while the node is drained."""
-        self._serialisers -= 1
-        self._tracked = self._serialisers > 0
-
-    def track_reads(self) -> Readers:
-        """From now on every read is seen by the Readers returned. Call while the node is drained."""
-        if self.readers is None:
-            self.readers = Readers()
-        self._read_trackings += 1
-        return self.readers
-
-    def untrack_reads(self) -> None:
-        """Undo one track_reads. Call while the node is drained."""
-        self._read_trackings -= 1
-        if not self._read_trackings:
-            self.readers = None
-
-    # -- reading ---------------------------------------------------------------------------------------------
-
-    def read(self, offset: int, buffer: memoryview) -> None:
-        """Fill *buffer*; bytes past the end read as zeros. Errors: OSError."""
-        readers = self.readers
-        if readers is None:
-            self._read(offset, buffer)
-            return
-        with readers.reading(offset, len(buffer)):
-            self._read(offset, buffer)
-
-    def _read(self, offset: int, buffer: memoryview) -> None:
-        size = len(buffer)
-        self.rd_operations += 1
-        self.rd_bytes += size
-        driver = self.driver
-        beyond = offset + size - driver.length
-        if beyond > 0:
-            inside = max(size - beyond, 0)
-            buffer[inside:] = bytes(size - inside)
-            if not inside:
-                return
-            buffer = buffer[:inside]
-            size = inside
-        align = driver.limits.request_alignment
-        if align > 1 and (offset | size) & (align - 1):
-            self._read_misaligned(offset, buffer, align)
-        else:
-            driver.read(offset, buffer)
-
-    def _read_misaligned(self, offset: int, buffer: memoryview, align: int) -> None:
-        start = offset & -align
-        bounce = memoryview(bytearray(-(-(offset + len(buffer)) // align) * align - start))
-        self.driver.read(start, bounce)
-        buffer[:] = bounce[offset - start : offset - start + len(buffer)]
-
-    # -- writing ---------------------------------------------------------------------------------------------
-
-    def write(self, offset: int, data: memoryview, flags: int = 0) -> None:
-        """Write all of *data* (WriteFlag bits in *flags*). Errors: OSError."""
-        size = len(data)
-        if self.read_only:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        if self.detect_zeroes != "off" and is_zero(data):
-            unmap = _MAY_UNMAP if self.detect_zeroes == "unmap" else 0
-            self.write_zeroes(offset, size, (flags & _FUA) | unmap)
-            return
-        if flags & _COMPRESSED and not self.driver.supports_compressed_writes:
-            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-        self.wr_operations += 1
-        self.wr_bytes += size
-        try:
-            if self._tracked or self.driver.limits.request_alignment > 1:
-                self._write_serialised(offset, data, flags)
-            else:
-                self.driver.write(offset, data, flags)
-        finally:
-            self._after_write(offset, size)
-        if flags & _FUA and not self.driver.supports_fua:
-            self.flush()
-
-    def _write_serialised(self, offset: int, data: memoryview, flags: int) -> None:
-        align = self.driver.limits.request_alignment
-        start = offset & -align
-        end = -(-(offset + len(data)) // align) * align
-        with self.ranges.hold(start, end - start):
-            if start == offset and end - start == len(data):
-                self.driver.write(offset, data, flags)
-                return
-            bounce = memoryview(bytearray(end - start))
-            self._read_edges(start, bounce, offset, len(data))
-            bounce[offset - start : offset - start + len(data)] = data
-            self.driver.write(start, bounce, flags)
-
-    def _read_edges(self, start: int, bounce: memoryview, offset: int, length: int) -> None:
-        """Fill *bounce*, the blocks from *start* on that hold the range, with what is there; tell blkdebug."""
-        event = self.driver.debug_event
-        head, tail = start < offset, offset + length < start + len(bounce)
-        if head:
-            event("pwritev_rmw_head")
-        if tail:
-            event("pwritev_rmw_tail")
-        self._read_blocks(start, bounce)
-        if head:
-            event("pwritev_rmw_after_head")
-        if tail:
-            event("pwritev_rmw_after_tail")
-
-    def _read_blocks(self, start: int, bounce: memoryview) -> None:
-        """Read whole aligned blocks; what lies in blocks past the end stays zero."""
-        inside = self.driver.length - start
-        if inside > 0:
-            align = self.driver.limits.request_alignment
-            self.driver.read(start, bounce[: min(len(bounce), -(-inside // align) * align)])
-
-    def write_unserialised(self, offset: int, data: memoryview, flags: int = 0) -> None:
-        """A write of somebody who holds the range in ``ranges`` already (copy-on-read)."""
-        if self.read_only:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        self.wr_operations += 1
-        self.wr_bytes += len(data)
-        try:
-            self.driver.write(offset, data, flags)
-        finally:
-            self._unflushed = True
-
-    def _after_write(self, offset: int, size: int) -> None:
-        self._unflushed = True
-        end = offset + size
-        if end > self.wr_highest_offset:
-            self.wr_highest_offset = end
-        for tracker in self.trackers:
-            tracker(offset, size)
-
-    def write_zeroes(self, offset: int, length: int, flags: int = 0) -> None:
-        """Make the range read as zeros; writes zeros where the driver can't do better, unless NO_FALLBACK."""
-        if self.read_only:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        if not self.discard_unmap:
-            flags &= ~_MAY_UNMAP
-        self.wr_operations += 1
-        self.wr_bytes += length
-        try:
-            if self._tracked or self.driver.limits.request_alignment > 1:
-                with self.ranges.hold(offset, length):
-                    self.write_zeroes_unserialised(offset, length, flags)
-            else:
-                self.write_zeroes_unserialised(offset, length, flags)
-        finally:
-            self._after_write(offset, length)
-        if flags & _FUA:
-            self.flush()
-
-    def write_zeroes_unserialised(self, offset: int, length: int, flags: int = 0) -> None:
-        """As write_zeroes, for somebody who holds the range in ``ranges`` already."""
-        self._unflushed = True
-        align = max(self.driver.limits.write_zeroes_alignment, self.driver.limits.request_alignment)
-        if align <= 1:
-            self._zero_run(offset, length, flags)
-            return
-        end = offset + length
-        first, last = min(-(-offset // align) * align, end), max(end & -align, offset)
-        if first > last:
-            first = last = end
-        for start, stop in ((offset, first), (first, last), (last, end)):
-            if stop > start:
-                if start == first and stop == last:
-                    self._zero_run(start, stop - start, flags)
-                elif flags & _NO_FALLBACK:
-                    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-                else:
-                    self._write_zero_bytes(start, stop - start)
-
-    def _zero_run(self, offset: int, length: int, flags: int) -> None:
-        try:
-            self.driver.write_zeroes(offset, length, flags)
-            return
-        except OSError as exc:
-            if exc.errno not in _UNSUPPORTED or flags & _NO_FALLBACK:
-                raise
-        self._write_zero_bytes(offset, length)
-
-    def _write_zero_bytes(self, offset: int, length: int) -> None:
-        align = self.driver.limits.request_alignment
-        end = offset + length
-        while offset < end:
-            step = min(end - offset, len(_zeros))
-            if align > 1 and (offset | step) & (align - 1):
-                start, stop = offset & -align, -(-(offset + step) // align) * align
-                bounce = memoryview(bytearray(stop - start))
-                self._read_edges(start, bounce, offset, step)
-                bounce[offset - start : offset - start + step] = _zeros[:step]
-                self.driver.write(start, bounce)
-            else:
-                self.driver.write(offset, _zeros[:step])
-            offset += step
-
-    def discard(self, offset: int, length: int) -> None:
-        """Give space back where the node was opened with discard=unmap and the driver can; else nothing."""
-        if self.read_only:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        if not self.discard_unmap:
-            return
-        try:
-            if self._tracked:
-                with self.ranges.hold(offset, length):
-                    self.driver.discard(offset, length)
-            else:
-                self.driver.discard(offset, length)
-        except OSError as exc:
-            if exc.errno not in _UNSUPPORTED:
-                raise
-        finally:
-            self._after_write(offset, length)
-
-    def flush(self) -> None:
-        """Bring everything written so far to stable storage. Errors: OSError."""
-        if self.read_only or self.ejected:
-            return
-        primary = self.primary
-        if primary is not None:
-            primary.child.driver.debug_event("flush_to_os")
-        # Flushes take turns: one that finds nothing to do must know that the one before it has finished.
-        with self._flush_lock:
-            if not self._unflushed:
-                # Below there may be something all the same: a filter comes in after the writes that a guest flushes.
-                for edge in list(self.children.values()):
-                    if edge.perm & _WRITES:
-                        edge.flush()
-                return
-            self._unflushed = False
-            try:
-                self.driver.flush()
-            except BaseException:
-                self._unflushed = True
-                raise
-
-    def mark_unflushed(self) -> None:
-        """Data was placed into this node by other means (an in-kernel copy): the next flush must not be skipped."""
-        self._unflushed = True
-
-    def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
-        """Change the virtual length; new bytes read as zeros. Errors: GenericError, OSError."""
-        if self.ejected:
-            raise OSError(errno.ENOMEDIUM, "No medium inserted")
-        if self.read_only:
-            raise OSError(errno.EACCES, "Image is read-only")
-        if length < 0 or length > MAX_LENGTH:
-            raise OSError(errno.EINVAL, f"offset({length}) exceeds maximum({MAX_LENGTH})")
-        old = self.length
-        backing = self.backing
-        self.driver.truncate(length, exact=exact, prealloc=prealloc)
-        self._unflushed = True
-        if backing is not None and length > old and backing.child.length > old:
-            # The backing image would shine through where the overlay grew into its range.
-            self._zero_run(old, min(length, backing.child.length) - old, 0)
-        for bitmap in bitmaps_of(self):
-            bitmap.truncate(self.length)
-        self.graph.changed()
-
-    def after_host_write(self, offset: int, length: int) -> None:
-        """Bookkeeping for data placed through begin_write(): as if write() had been called."""
-        self.wr_operations += 1
-        self.wr_bytes += length
-        self._after_write(offset, length)
-
-    # -- what is at this offset? -----------------------------------------------------------------------------
-
-    def block_status(self, offset: int, length: int, want_zero: bool = True) -> Extent:
-        """One run at *offset*, at most *length* bytes, resolved through pass-through drivers of this layer.
-
-        Flags: DATA/ZERO/ALLOCATED/OFFSET_VALID/EOF/COMPRESSED. No ALLOCATED: look at the backing node. A range that
-        starts at or past the end answers Extent(length, EOF | ZERO).
-        """
-        driver = self.driver
-        total = driver.length
-        if offset >= total:
-            return Extent(length, _EOF | _ZERO)
-        length = min(length, total - offset)
-        align = driver.limits.request_alignment
-        if align > 1 and (offset | length) & (align - 1):
-            start = offset & -align
-            stop = min(-(-(offset + length) // align) * align, total)
-            wide = driver.block_status(start, stop - start, want_zero)
-            got = min(wide.length - (offset - start), length)
-            extent = Extent(got, wide.flags, wide.node, wide.offset + (offset - start))
-        else:
-            extent = driver.block_status(offset, length, want_zero)
-        run, flags, node, host = extent
-        if flags & _RAW:
-            assert node is not None
-            below = node.block_status(host, run, want_zero)
-            eof = _EOF if offset + below.length == total else 0
-            return Extent(below.length, (below.flags & ~_EOF) | eof | (flags & _ALLOCATED), below.node, below.offset)
-        if flags & (_DATA | _ZERO):
-            flags |= _ALLOCATED
-        elif want_zero and driver.supports_backing:
-            cow = self.backing
-            if cow is None or offset >= cow.child.length:
-                flags |= _ZERO
-        if flags & _RECURSE:
-            flags &= ~_RECURSE
-            if want_zero and flags & _DATA and flags & _VALID and node is not None:
-                below = node.block_status(host, run, want_zero)
-                if (
-                    below.flags & _EOF
-                    and below.flags & _ZERO
-                    and below.length < run
-                    and host + below.length >= node.length
-                ):
-                    flags |= _ZERO
-                else:
-                    run = min(run, below.length)
-                    flags |= below.flags & _ZERO
-        if offset + run == total:
-            flags |= _EOF
-        return Extent(run, flags, node, host)
-
     # -- reports of the driver -------------------------------------------------------------------------------
 
     def report_corruption(self, message: str, offset: int | None, size: int | None, fatal: bool) -> None:
@@ -572,6 +192,3 @@ class Node:
         if fatal:
             self.ejected = True
         self.graph.report_corruption(self, message, offset, size, fatal)
-
-
-NodeVisitor = Callable[[Node], None]

@@ -228,6 +228,29 @@ def _prepare_node(
     return node
 
 
+def _names_image(options: Mapping[str, Any]) -> bool:
+    """Whether options of a backing child tell which image it is, so that the header's name isn't needed."""
+    file = options.get("file")
+    if not isinstance(file, Mapping):
+        return file is not None or "filename" in options
+    cls = drivers.get(str(file.get("driver", "file")))
+    takes_name = cls is not None and any(member.name == "filename" for member in cls.Options.qapi_members())
+    return "filename" in file or not takes_name
+
+
+def _with_filename(options: Any, filename: str) -> dict[str, Any]:
+    """The options of a format's file child together with the file name that its parent got. Errors: GenericError."""
+    if isinstance(options, str):
+        raise GenericError("Cannot reference an existing block device with additional options or a new filename")
+    merged = dict(options or {})
+    if "filename" in merged:
+        raise GenericError("Can't specify 'file' and 'filename' options at the same time")
+    if "driver" in merged:
+        cls = lookup_driver(merged["driver"])
+        return {**(cls.parse_filename(filename) if cls.is_protocol else {"filename": filename}), **merged}
+    return {**merged, "filename": filename}
+
+
 def _flag(options: Mapping[str, Any], key: str, prefix: str = "") -> bool:
     value = options.get(key)
     if value in (None, False, "off"):
@@ -283,8 +306,10 @@ class _Opener:
         if driver.is_protocol and self.filename:
             for key, value in driver.parse_filename(self.filename).items():
                 own.setdefault(key, value)
-        elif not driver.is_protocol and "file" not in own and (self.filename or self.file_node is not None):
-            own["file"] = self.file_node.name if self.file_node is not None else {"filename": self.filename}
+        elif not driver.is_protocol and self.file_node is not None and "file" not in own:
+            own["file"] = self.file_node.name
+        elif not driver.is_protocol and self.filename:
+            own["file"] = _with_filename(own.get("file"), self.filename)
         known = {member.name for member in driver.Options.qapi_members()}
         backing = own.pop("backing", _ABSENT) if driver.supports_backing else _ABSENT
         for key in own:
@@ -424,18 +449,15 @@ class _Opener:
         context = replace(
             context, depth=context.depth + 1, identities=context.identities + ((identity,) if identity else ())
         )
-        if not {"file", "filename", "driver"} & options.keys() or (
-            "driver" in options and not {"file", "filename"} & options.keys() and node.auto_backing_file
-        ):
-            if not node.auto_backing_file:
-                if given is _ABSENT:
-                    return None
-            else:
-                filename = filenames.full_backing_name(node)
-                context.policy.check(node.name, "backing file", filename, context.depth)
-                _refuse_loop(filename, context.identities)
-                if "driver" not in options and node.auto_backing_format:
-                    options["driver"] = node.auto_backing_format
+        followed = bool(node.auto_backing_file) and not _names_image(options)
+        if followed:
+            filename = filenames.full_backing_name(node)
+            context.policy.check(node.name, "backing file", filename, context.depth)
+            _refuse_loop(filename, context.identities)
+            if "driver" not in options and node.auto_backing_format:
+                options["driver"] = node.auto_backing_format
+        elif given is _ABSENT:
+            return None
         child = _open(context, options, filename, Inherited(self._inherit(cow=True), node))
         if filename is not None:
             node.followed_backing = (node.auto_backing_file, child.filename)

@@ -51,6 +51,11 @@ class JobBackend(BlockBackend):
     def parent_name(self) -> str:
         return self._job.id
 
+    @property
+    def edges(self) -> list[Edge]:
+        """The edges of the whole job."""
+        return self._job.edges
+
     def drained_begin(self) -> None:
         self._job.drained_begin()
 
@@ -217,23 +222,28 @@ class BlockJob(Job):
 
     def handle_error(self, policy: BlockdevOnError, error: OSError, *, reading: bool) -> BlockErrorAction:
         """Tell of a failed request and do what *policy* says; the caller retries after STOP. Worker only."""
-        return self.on_control(lambda: self._handle_error(policy, error, reading))
+        return self.on_control(lambda: self.apply_policy(policy, error, reading=reading))
 
-    def _handle_error(self, policy: BlockdevOnError, error: OSError, reading: bool) -> BlockErrorAction:
+    @staticmethod
+    def action_for(policy: BlockdevOnError, error: OSError) -> BlockErrorAction:
+        """What *policy* says about *error*. Any thread."""
         no_space = error.errno == errno.ENOSPC
         if policy is BlockdevOnError.STOP or (policy in (BlockdevOnError.ENOSPC, BlockdevOnError.AUTO) and no_space):
-            action = BlockErrorAction.STOP
-        elif policy is BlockdevOnError.IGNORE:
-            action = BlockErrorAction.IGNORE
-        else:
-            action = BlockErrorAction.REPORT
+            return BlockErrorAction.STOP
+        return BlockErrorAction.IGNORE if policy is BlockdevOnError.IGNORE else BlockErrorAction.REPORT
+
+    def apply_policy(self, policy: BlockdevOnError, error: OSError, *, reading: bool) -> BlockErrorAction:
+        """handle_error() for the control plane."""
+        action = self.action_for(policy, error)
         operation = IoOperationType.READ if reading else IoOperationType.WRITE
         self.manager.emit(BlockJobErrorEvent(device=self.id, operation=operation, action=action))
         if action is BlockErrorAction.STOP:
             if not self.user_paused:
                 self.pause_for_user()
             if self.io_status is BlockDeviceIoStatus.OK:
-                self.io_status = BlockDeviceIoStatus.NOSPACE if no_space else BlockDeviceIoStatus.FAILED
+                self.io_status = (
+                    BlockDeviceIoStatus.NOSPACE if error.errno == errno.ENOSPC else BlockDeviceIoStatus.FAILED
+                )
             self.manager.changed()
         return action
 

@@ -130,6 +130,14 @@ def refresh_filenames_above(node: Node) -> None:
     node.graph.changed()
 
 
+def refresh_limits_above(node: Node) -> None:
+    """Have the nodes that show *node* take its limits over."""
+    for edge in node.parents:
+        if isinstance(edge.parent, Node):
+            edge.parent.driver.refresh_limits()
+            refresh_limits_above(edge.parent)
+
+
 def drop_intermediate(top: Node, base: Node, backing_file: str | None) -> None:
     """Take *top* down to the node above *base* out of the chain.
 

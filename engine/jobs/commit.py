@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.copying.copier import BackendTarget, Copier, CopyError
 from engine.drivers.filter.internal import CommitTopDriver, new_filter_node
 from engine.errors import GenericError
 from engine.graph.change import freeze_chain, thaw
@@ -15,7 +16,6 @@ from engine.graph.reopen import set_read_only
 from engine.graph.status import chain, find_overlay, skip_filters, status_above
 from engine.jobs.blockjob import BlockJob
 from engine.jobs.chain import drop_filter, drop_intermediate, insert_filter
-from engine.jobs.copy import BackendTarget, Copier, CopyError
 from engine.jobs.transaction import JobTransaction
 from engine.jobs.types import BlockdevOnError, BlockErrorAction, JobType
 
@@ -146,6 +146,8 @@ class CommitJob(BlockJob):
             self.progress(run)
             if wanted:
                 self.account(run)
+        # The overlay's header is about to lead past the layers committed: the base must have it all by then.
+        self._target.flush()
 
     def _until_boundary(self, offset: int, run: int) -> int:
         """Cut a step so that the next one begins at a multiple of 64 KiB, whole clusters in most images."""

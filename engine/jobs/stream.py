@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.copying.copier import Copier, CopyError, PopulateTarget, extent_cluster
 from engine.drivers.filter.copy_on_read import CopyOnReadDriver
 from engine.errors import GenericError
 from engine.graph.change import Transaction, check_not_frozen, refresh_permissions, replace_node
@@ -17,13 +18,14 @@ from engine.graph.reopen import set_read_only
 from engine.graph.status import chain, find_overlay, is_allocated, skip_filters, status_above
 from engine.jobs.blockjob import BlockJob
 from engine.jobs.chain import above, drop_filter, find_base, set_backing, write_backing_string
-from engine.jobs.copy import Copier, CopyError, PopulateTarget, extent_cluster
 from engine.jobs.transaction import JobTransaction
 from engine.jobs.types import BlockdevOnError, BlockErrorAction, JobType
 
 if TYPE_CHECKING:
     from engine.jobs.manager import JobManager
 
+_CHUNK = 512 << 10
+"""Largest step in bytes, QEMU's: the progress told with an error says where the step that failed began."""
 _ALLOCATED = int(Status.ALLOCATED)
 _SHARED_BELOW = Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED
 
@@ -101,7 +103,7 @@ class StreamJob(BlockJob):
                 run, wanted = self._look(offset, length - offset)
                 if wanted:
                     # Whole clusters of the layer: it would have to fetch the rest of them itself otherwise.
-                    end = offset + min(run, max(self.step, cluster))
+                    end = offset + min(run, max(min(self.step, _CHUNK), cluster))
                     end = min(-(-end // cluster) * cluster, length)
                     run = end - offset
                     start = offset - offset % cluster
@@ -114,7 +116,7 @@ class StreamJob(BlockJob):
                 failed = failed or error
                 if action is BlockErrorAction.REPORT:
                     break
-                run = run or min(self.step, length - offset)
+                run = run or min(self.step, _CHUNK, length - offset)
             offset += run
             self.progress(run)
             if wanted:
@@ -122,6 +124,8 @@ class StreamJob(BlockJob):
         if failed is not None:
             # Also after an ignored error: the layers below are still needed, so the link to them stays.
             raise failed
+        # The header is about to say that the layers below are not needed: what came from them must be durable by then.
+        layer.flush()
 
     def _look(self, offset: int, length: int) -> tuple[int, bool]:
         """(bytes, whether they are to be copied): a run at *offset*."""
@@ -177,8 +181,10 @@ class StreamJob(BlockJob):
         self.remove_nodes(node)
         driver = node.driver
         assert isinstance(driver, CopyOnReadDriver)
-        driver.deactivate()
-        drop_filter(node)
+        with drained([node]):
+            # Without permissions the filter passes no flush on: no guest may meet it like that.
+            driver.deactivate()
+            drop_filter(node)
         self.graph.unpin(node)
 
     def abort(self) -> None:

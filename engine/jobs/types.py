@@ -57,6 +57,24 @@ class BlockdevOnError(Enum):
     AUTO = "auto"
 
 
+class MirrorSyncMode(Enum):
+    """Which parts of a disk a job copies."""
+
+    TOP = "top"
+    FULL = "full"
+    NONE = "none"
+    INCREMENTAL = "incremental"
+    BITMAP = "bitmap"
+
+
+class BitmapSyncMode(Enum):
+    """When the bitmap of a backup is brought up to date."""
+
+    ON_SUCCESS = "on-success"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
 class BlockDeviceIoStatus(Enum):
     """Whether a job stopped because of an error."""
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from engine.bitmaps.dirty import DirtyBitmap, find_bitmap
+from engine.copying.block_copy import BlockCopy
+from engine.copying.copier import CopyError
 from engine.errors import GenericError
 from engine.graph.drain import drained
 from engine.graph.driver import Extent, FilterDriver, Opening, Status, WriteFlag, register
@@ -21,8 +23,6 @@ from engine.graph.node import Node
 from engine.graph.options import BlockdevOptionsGenericFormat, BlockdevRef
 from engine.graph.permissions import Perm, Role
 from engine.graph.ranges import Readers
-from engine.jobs.block_copy import BlockCopy
-from engine.jobs.copy import CopyError
 from engine.qapi import Enum, Struct, UInt32
 
 _UNCHANGED = int(WriteFlag.UNCHANGED)

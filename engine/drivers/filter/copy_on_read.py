@@ -10,9 +10,10 @@ from engine.graph.change import freeze_chain, loosen, thaw
 from engine.graph.drain import drained
 from engine.graph.driver import FilterDriver, Opening, WriteFlag, register
 from engine.graph.edge import Edge
-from engine.graph.node import Node, is_zero
+from engine.graph.node import Node
 from engine.graph.options import BlockdevOptionsGenericFormat
 from engine.graph.permissions import Perm, Role
+from engine.graph.requests import is_zero
 from engine.graph.status import allocated_above, in_chain, is_allocated, skip_filters
 
 _UNCHANGED = int(WriteFlag.UNCHANGED)

@@ -121,14 +121,18 @@ class RawDriver(Driver):
             self.offset, self.size = state.prepared
 
     def read(self, offset: int, buffer: memoryview) -> None:
-        self.file.child.read(offset + self.offset, buffer)
+        child = self.file.child
+        child.driver.debug_event("read_aio")
+        child.read(offset + self.offset, buffer)
 
     def write(self, offset: int, data: memoryview, flags: int = 0) -> None:
         if self.node.probed_raw and offset < _PROBE_SPAN:
             self._refuse_disguise(offset, data)
         if self.size is not None and offset + len(data) > self.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.file.child.write(offset + self.offset, data, flags)
+        child = self.file.child
+        child.driver.debug_event("write_aio")
+        child.write(offset + self.offset, data, flags)
 
     def _refuse_disguise(self, offset: int, data: memoryview) -> None:
         """Refuse a write that would make the probed image be taken for another format (CVE-2008-2004)."""

@@ -6,6 +6,7 @@ import errno
 import os
 from typing import Any
 
+from engine.copying.copier import BackendTarget, Copier, CopyError
 from engine.drivers.filter.internal import CommitTopDriver, new_filter_node
 from engine.errors import GenericError
 from engine.graph.backend import BlockBackend
@@ -18,7 +19,6 @@ from engine.graph.permissions import Perm, Role
 from engine.graph.reopen import set_read_only
 from engine.graph.status import is_allocated, skip_implicit_filters
 from engine.jobs.chain import set_backing
-from engine.jobs.copy import BackendTarget, Copier, CopyError
 from engine.monitor.threads import in_thread
 
 

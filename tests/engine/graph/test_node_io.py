@@ -7,9 +7,9 @@ import pytest
 
 from engine.errors import GenericError
 from engine.graph.driver import Status, WriteFlag
-from engine.graph.node import is_zero
 from engine.graph.opening import open_node
 from engine.graph.permissions import Perm
+from engine.graph.requests import is_zero
 from engine.graph.status import resolve_host
 from tests.graphs import Bench
 

@@ -7,7 +7,7 @@ import pytest
 
 from engine.graph.driver import Status
 from engine.graph.node import Node
-from engine.jobs.mirror import ActiveCommitJob
+from engine.jobs.active_commit import ActiveCommitJob
 from tests.engine.jobs.session import Guest, Session, content, noise
 
 MIB = 1 << 20

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from engine.copying import copier as copying
+from engine.copying.copier import BackendTarget, Copier, CopyError, PopulateTarget
 from engine.drivers.filter.internal import NoOptions, new_filter_node
 from engine.graph.backend import BlockBackend
 from engine.graph.driver import Extent, FilterDriver, Opening, Status
 from engine.graph.node import Node
 from engine.graph.permissions import Perm
-from engine.jobs import copy
 from engine.jobs.chain import insert_filter
-from engine.jobs.copy import BackendTarget, Copier, CopyError, PopulateTarget
 from tests.engine.jobs.session import CLUSTER, Session, content, noise
 from tests.graphs import Bench
 
@@ -65,7 +65,7 @@ def test_falls_back_to_the_buffer(bench: Bench, monkeypatch: pytest.MonkeyPatch,
         calls += 1
         raise OSError(why, os.strerror(why))
 
-    monkeypatch.setattr(copy.os, "copy_file_range", refuse)
+    monkeypatch.setattr(copying.os, "copy_file_range", refuse)
     data = sparse()
     source, target = bench.raw("s", bytes(data)), bench.raw("t", noise(9, len(data)))
     copier = Copier(source, BackendTarget(backend(bench, target)))
@@ -91,7 +91,7 @@ def test_short_results_of_the_kernel_are_continued(bench: Bench, monkeypatch: py
     def little(src: int, dst: int, count: int, offset_src: int, offset_dst: int) -> int:
         return real(src, dst, min(count, 10_001), offset_src, offset_dst)
 
-    monkeypatch.setattr(copy.os, "copy_file_range", little)
+    monkeypatch.setattr(copying.os, "copy_file_range", little)
     data = noise(1, MIB)
     source, target = bench.raw("s", data), bench.raw("t", bytes(MIB))
     Copier(source, BackendTarget(backend(bench, target))).copy(0, MIB)
@@ -133,7 +133,7 @@ def test_through_a_filter_by_requests(bench: Bench, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kernel", [True, False])
 def test_zeros_in_data_are_found(bench: Bench, monkeypatch: pytest.MonkeyPatch, kernel: bool) -> None:
     if not kernel:
-        monkeypatch.setattr(copy, "transparent", lambda node: False)
+        monkeypatch.setattr(copying, "transparent", lambda node: False)
     data = bytearray(noise(1, 4 * MIB))
     data[MIB : 2 * MIB] = bytes(MIB)
     data[3 * MIB : 3 * MIB + 1000] = bytes(1000)
@@ -158,7 +158,7 @@ def test_zeros_in_data_are_found(bench: Bench, monkeypatch: pytest.MonkeyPatch, 
 def test_reading_and_writing_errors_are_told_apart(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = bench.raw("s", noise(1, MIB)), bench.raw("t", bytes(MIB))
     copier = Copier(source, BackendTarget(backend(bench, target)))
-    monkeypatch.setattr(copy, "transparent", lambda node: False)
+    monkeypatch.setattr(copying, "transparent", lambda node: False)
 
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from engine.copying.copier import PopulateTarget
 from engine.graph.driver import Status
 from engine.graph.node import Node
-from engine.jobs.copy import PopulateTarget
 from tests.engine.jobs.session import CLUSTER, TIMEOUT, Guest, Session, content, noise
 
 MIB = 1 << 20
@@ -240,7 +240,7 @@ def test_speed_is_kept_within_five_per_cent(session: Session) -> None:
 @pytest.fixture
 def broken_mid(session: Session, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Reads of the middle layer's file fail until the returned function is called."""
-    from engine.jobs import copy
+    from engine.copying import copier as copying
 
     _, mid, _ = three_layers(session)
     driver = mid.children["file"].child.driver
@@ -253,7 +253,7 @@ def broken_mid(session: Session, monkeypatch: pytest.MonkeyPatch) -> Callable[[]
         real(offset, buffer)
 
     monkeypatch.setattr(driver, "read", read)
-    monkeypatch.setattr(copy, "transparent", lambda node: False)
+    monkeypatch.setattr(copying, "transparent", lambda node: False)
 
     def mend() -> None:
         state["broken"] = False

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.graph.backend import BlockBackend
-from engine.graph.driver import FilterDriver, Status, WriteFlag, WritePlan
-from engine.graph.node import Node, is_zero
+from engine.graph.driver import Extent, FilterDriver, Status, WriteFlag, WritePlan
+from engine.graph.node import Node
 from engine.graph.permissions import Perm
+from engine.graph.requests import is_zero
 from engine.graph.status import resolve_host, status_above
 
 BUFFER_SIZE = 2 << 20
@@ -32,8 +33,10 @@ SMALLEST_KERNEL_COPY = 64 << 10
 _PEEK = 64
 
 _DATA, _ZERO, _VALID = int(Status.DATA), int(Status.ZERO), int(Status.OFFSET_VALID)
-_COMPRESSED = int(Status.COMPRESSED)
+_COMPRESSED, _ALLOCATED = int(Status.COMPRESSED), int(Status.ALLOCATED)
 _UNCHANGED, _MAY_UNMAP = int(WriteFlag.UNCHANGED), int(WriteFlag.MAY_UNMAP)
+_NO_FALLBACK = int(WriteFlag.NO_FALLBACK)
+_WRITES = int(Perm.WRITE | Perm.WRITE_UNCHANGED)
 _NOT_IN_KERNEL = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY, errno.EPERM}
 )
@@ -70,11 +73,18 @@ class Target(Protocol):
 
 
 class BackendTarget:
-    """Writes through a BlockBackend. unmap: zeros may give the space back where the node was opened so."""
+    """Writes through a BlockBackend.
 
-    def __init__(self, backend: BlockBackend, *, unmap: bool = True) -> None:
+    unmap: zeros may stay, or become, holes; else space is taken for them. covering: the target may get a backing image
+    that it hasn't now, so what reads as zeros for want of one is written. ahead: it will be written as a whole, by this
+    alone, so what reads as zeros for want of a backing image may be zeroed before its turn, that many bytes at once.
+    """
+
+    def __init__(self, backend: BlockBackend, *, unmap: bool = True, covering: bool = False, ahead: int = 0) -> None:
         self._backend = backend
-        self._zero_flags = _MAY_UNMAP if unmap else 0
+        self._unmap = unmap
+        self._settled = _ZERO | _ALLOCATED if covering else _ZERO
+        self._ahead = ahead if covering else 0
 
     @property
     def node(self) -> Node:
@@ -84,13 +94,31 @@ class BackendTarget:
         self._backend.write(offset, data)
 
     def write_zeroes(self, offset: int, length: int) -> None:
+        if not self._unmap:
+            self._backend.write_zeroes(offset, length)
+            return
         end = offset + length
         while offset < end:
             # What reads as zeros already stays the hole it may be.
             extent = self._backend.block_status(offset, end - offset)
-            if not extent.flags & _ZERO:
-                self._backend.write_zeroes(offset, extent.length, self._zero_flags)
+            if extent.flags & self._settled != self._settled and not self._zero_ahead(offset, extent):
+                self._backend.write_zeroes(offset, extent.length, _MAY_UNMAP)
             offset += extent.length
+
+    def _zero_ahead(self, offset: int, extent: Extent) -> bool:
+        """Zero an unallocated run beyond *extent*, if it is longer and that can be done without writing zeros."""
+        if not self._ahead or extent.flags & (_ZERO | _ALLOCATED) != _ZERO:
+            return False
+        run = self._backend.block_status(offset, self._ahead)
+        if run.length <= extent.length:
+            return False
+        try:
+            self._backend.write_zeroes(offset, run.length, _MAY_UNMAP | _NO_FALLBACK)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+            return False
+        return True
 
     def plan(self, offset: int, length: int) -> WritePlan | None:
         node = self._backend.node
@@ -166,11 +194,20 @@ class Copier:
         self._look_for_zeros = look_for_zeros
         self._buffer: memoryview | None = None
         self._refused: set[tuple[int, int]] = set()
+        self._through = False, False
+        """Whether the kernel may bypass what lies above source and target, while copy() runs."""
         self.kernel_bytes = 0
         """Bytes copied by the kernel."""
 
-    def copy(self, offset: int, length: int) -> None:
-        """Make [offset, offset + length) of the target read as the source does. Nothing may drain the two meanwhile."""
+    def copy(self, offset: int, length: int) -> int:
+        """Make [offset, offset + length) of the target read as the source does; returns how many bytes were no zeros.
+
+        Nothing may drain the two meanwhile. Others may write to the source: what is copied then is a mixture, even of
+        other ranges where a host cluster is used anew, so the caller has to notice and copy again (mirror), or to keep
+        them out.
+        """
+        data = 0
+        self._through = transparent(self._source), transparent(self._target.node)
         waiting: list[Piece] = []
         for piece, zero in self._pieces(offset, length):
             if zero:
@@ -180,8 +217,10 @@ class Copier:
                 except OSError as exc:
                     raise CopyError(exc, False) from exc
             else:
+                data += piece.length
                 waiting.append(piece)
         self._flush_pieces(waiting)
+        return data
 
     # -- what is there? --------------------------------------------------------------------------------------
 
@@ -206,7 +245,7 @@ class Copier:
 
     def _split(self, offset: int, length: int) -> Iterator[tuple[Piece, bool]]:
         source = self._source
-        direct = transparent(source)
+        direct = self._through[0]
         end = offset + length
         while offset < end:
             try:
@@ -288,7 +327,7 @@ class Copier:
     def _in_kernel(self, pieces: list[Piece], offset: int, length: int) -> bool:
         """Copy by copy_file_range; False when that does not work here, nothing visible has changed then."""
         target = self._target
-        if not transparent(target.node):
+        if not self._through[1]:
             return False
         with target.holding(offset, length):
             try:
@@ -410,7 +449,7 @@ def mark_unflushed_between(node: Node, host: Node) -> None:
     if node is host:
         return
     for edge in list(node.children.values()):
-        if edge.perm & (Perm.WRITE | Perm.WRITE_UNCHANGED):
+        if edge.perm.value & _WRITES:
             mark_unflushed_between(edge.child, host)
 
 
