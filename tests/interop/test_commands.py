@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +11,10 @@ from typing import Any
 
 import pytest
 
-from engine.engine import Engine
-from engine.qapi import registry
-from tests.engine.qapi.schema_compare import daemon_schema
-from tests.engine.qapi.schema_compare import differences as schema_differences
 from tests.interop.differential import Call, Do, Step, Until, assert_same
 from tests.qemu import QemuImages
 
 MIB = 1 << 20
-EVENTS = ("BLOCK_IMAGE_CORRUPTED",)
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
@@ -805,33 +799,3 @@ def test_same_answers(name: str, qsd: str, prepare: Callable[[Path], None], tmp_
     if not isinstance(talk, Talk):
         talk = Talk(talk)
     assert_same(talk.steps, tmp_path, prepare=prepare, ignore=talk.ignore, events=talk.events)
-
-
-def test_same_schema(qsd: str) -> None:
-    """Every command and event of these modules has the schema of the real one, down to the leaves."""
-    engine = Engine()
-    try:
-        ours = engine.execute("query-qmp-schema")
-    finally:
-        engine.close()
-    modules = ("blockdev", "blockstats", "debuggraph", "misc", "query", "snapshot")
-    places = {f"engine.commands.{module}" for module in modules}
-    names = [name for name, command in registry.commands.items() if command.function.__module__ in places]
-    assert len(names) >= 14
-    real = daemon_schema()
-    known = {info["name"] for info in real}
-    assert [name for name in [*names, *EVENTS] if name not in known] == []
-    found = schema_differences(ours, real)
-    # Formats that are not there yet, and encryption of those that are.
-    missing = re.compile(r": lacks [a-z0-9_-]+(, [a-z0-9_-]+)*$")
-    lacking = re.compile(
-        r"blockdev-add(\.driver)?|query-blockstats->\[\]\.driver-specific(\.driver)?"
-        r"|query-named-block-nodes->\[\]\.image\.format-specific(\.type|\.qcow2\.data)?"
-    )
-    wrong = [
-        line
-        for name in [*names, *EVENTS]
-        for line in found.get(name, ())
-        if not ((match := missing.search(line)) and lacking.fullmatch(line[: match.start()]))
-    ]
-    assert wrong == []
