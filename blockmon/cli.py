@@ -31,7 +31,10 @@ class Mode(NamedTuple):
 
 
 OPTIONS = {
+    "--object": Option("OPTS", "create an object: TYPE,id=ID[,...] with dotted keys, or JSON; 'help' lists the types"),
     "--blockdev": Option("OPTS", "add a node: driver=D,node-name=N[,...] with dotted keys, or JSON"),
+    "--drive": Option("OPTS", "make a drive as qemu-system's -drive does: file=F,if=none,id=D[,...], with its device"),
+    "--device": Option("OPTS", "add a guest device: MODEL,id=N,drive=D[,...]; 'help' lists the models"),
     "--chardev": Option("OPTS", "make a character device for --monitor, e.g. socket,id=C,path=P,server=on,wait=off"),
     "--monitor": Option("OPTS", "run a QMP (mode=control) or HMP (mode=readline) monitor on chardev=C"),
     "--qmp": Option("ADDR", "listen for QMP clients: unix:PATH, tcp:HOST:PORT or stdio; server=off connects"),
@@ -44,7 +47,7 @@ OPTIONS = {
     "--version": Option("", "show the version"),
 }
 
-_STARTUP = ("--blockdev", "--chardev", "--monitor", "--qmp", "--hmp")
+_STARTUP = ("--object", "--blockdev", "--drive", "--device", "--chardev", "--monitor", "--qmp", "--hmp")
 _ALWAYS = ("--log", "--help", "--version")
 
 MODES = {
@@ -83,7 +86,7 @@ MODES = {
 # Announced, but not here yet. They are known by name so that the answer is about them and not about a missing file.
 LATER_MODES = ("connect", "doctor", "map", "where", "diff")
 LATER_OPTIONS = (
-    *("--connect", "--export", "--nbd-server", "--object", "--drive", "--device", "--add-fd", "--daemonize"),
+    *("--connect", "--export", "--nbd-server", "--add-fd", "--daemonize"),
     *("--record", "--json"),
 )
 NOT_AVAILABLE = "not available in this version"
@@ -134,11 +137,25 @@ def _run(args: list[str]) -> int:
     from blockmon.options import StartupError
 
     try:
+        for name, text in options.startup:
+            found = _option_help(name, text)
+            if found:
+                return _say(found)
         if options.log is not None:
             _start_log(options.log, args)
         return _start(mode, options, operands)
     except StartupError as error:
         return _fail(str(error))
+
+
+def _option_help(name: str, text: str) -> str:
+    """What an option that only asks what there is ("help", "?") prints, "" for any other."""
+    words = {part.removeprefix("format=") for part in text.replace(",,", "").split(",")}
+    if name not in ("--object", "--drive", "--device") or text.startswith("{") or not {"help", "?"} & words:
+        return ""
+    from blockmon.backend import option_help
+
+    return option_help(name, text)
 
 
 def parse(args: Sequence[str]) -> tuple[str, list[tuple[str, str]], list[str]]:

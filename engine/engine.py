@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from engine.devices.drive import Drives
 from engine.devices.guest import Guest
+from engine.devices.machine import Machine
 from engine.errors import GenericError, QMPError
 from engine.graph.graph import Graph
 from engine.graph.node import Node
@@ -86,8 +88,11 @@ class Engine:
 
         self.control = ControlPlane()
         self.graph = Graph(self.control)
+        self.objects = self.graph.objects
         self.jobs = JobManager(self.graph, self.emit)
         self.started_ns = time.monotonic_ns()
+        self.machine = Machine(self)
+        self.drives = Drives(self)
         self.guests: dict[str, Guest] = {}
         """Simulated guests by the name of their device."""
         self.servers: list[Server] = []
@@ -97,6 +102,7 @@ class Engine:
         self._closed = False
         self.graph.on_change.append(self._graph_changed)
         self.graph.on_corruption.append(self._corrupted)
+        self.graph.on_event.append(self.emit)
 
     # -- commands --------------------------------------------------------------------------------------------
 
@@ -176,12 +182,15 @@ class Engine:
 
         log.error("image of node %s is corrupt: %s", node.name, message)
         self.emit(
-            BlockImageCorrupted(device="", node_name=node.name, msg=message, offset=offset, size=size, fatal=fatal)
+            BlockImageCorrupted(
+                device=node.device_name, node_name=node.name, msg=message, offset=offset, size=size, fatal=fatal
+            )
         )
 
     def _stop_guests(self) -> None:
         while self.guests:
             self.guests.popitem()[1].stop()
+        self.machine.close()
 
     # -- end -------------------------------------------------------------------------------------------------
 
@@ -192,6 +201,7 @@ class Engine:
         if self._closed:
             return
         loop = self.control.loop
+        self.control.call(self.objects.throttle_groups.set_free)
         for server in self.servers:
             asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
         self.control.call(self._stop_guests)
@@ -199,6 +209,7 @@ class Engine:
         self.jobs.join()
         self._closed = True
         self.control.call(self.graph.close)
+        self.control.call(self.objects.close)
         for server in self.servers:
             asyncio.run_coroutine_threadsafe(server.close(), loop).result()
         self.control.stop()

@@ -61,4 +61,11 @@ def serve(options: CommonOptions) -> int:
     return run(options)
 
 
-__all__ = ["Backend", "CommandError", "Event", "EventCallback", "open_backend", "serve"]
+def option_help(option: str, text: str) -> str:
+    """The help that an option such as ``--object TEXT`` asks for, '' when it asks for none. Errors: StartupError."""
+    from blockmon.backend.startup import option_help as find
+
+    return find(option, text)
+
+
+__all__ = ["Backend", "CommandError", "Event", "EventCallback", "open_backend", "option_help", "serve"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from blockmon.options import CommonOptions, StartupError
@@ -24,29 +24,103 @@ async def start_up(engine: Engine, options: CommonOptions, announce: Callable[[s
     from engine.errors import QMPError
 
     monitors: Monitors | None = None
-    for option, text in options.startup:
-        if option != "--blockdev" and monitors is None:
+    for option, text in _in_order(options.startup):
+        if option not in _WORK and monitors is None:
             from engine.monitor.server import Monitors
 
             monitors = Monitors(engine, announce)
         try:
-            work = (
-                _blockdev(engine, text)
-                if monitors is None or option == "--blockdev"
-                else _monitor(monitors, option, text)
-            )
+            if option in _WORK:
+                work = _WORK[option](engine, text, announce)
+            else:
+                assert monitors is not None
+                work = _monitor(monitors, option, text)
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, engine.control.loop))
         except QMPError as exc:
             message = exc.desc if exc.hint is None else f"{exc.desc}\n{exc.hint}"
             raise StartupError(f"{option} {text}", message) from exc
 
 
-async def _blockdev(engine: Engine, text: str) -> None:
+def option_help(option: str, text: str) -> str:
+    """What the option prints instead of doing anything, '' when it does not ask for that. Errors: StartupError."""
+    from engine.errors import QMPError
+
+    try:
+        return _help(option, text)
+    except QMPError as exc:
+        raise StartupError(f"{option} {text}", exc.desc) from exc
+
+
+def _help(option: str, text: str) -> str:
+    if option == "--object":
+        from engine.objects.text import read_options
+
+        found = read_options(text)
+        return found if isinstance(found, str) else ""
+    import engine.drivers  # noqa: F401  (the list of formats)
+    from engine.devices.drive import format_list
+    from engine.devices.models import help_for
+
+    return (format_list(text) if option == "--drive" else help_for(text)) or ""
+
+
+def _in_order(startup: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """As given, but guest devices come when all that they may stand on is there, as in QEMU."""
+    last = max(
+        (i for i, (option, _) in enumerate(startup) if option in ("--object", "--blockdev", "--drive")), default=0
+    )
+    early = [entry for entry in startup[: last + 1] if entry[0] != "--device"]
+    late = [entry for entry in startup[: last + 1] if entry[0] == "--device"]
+    return early + late + startup[last + 1 :]
+
+
+async def _blockdev(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
     from engine.graph.options import BlockdevOptions
     from engine.qapi import to_wire
     from engine.qapi.keyval import from_option
 
     await engine.run_command("blockdev-add", to_wire(from_option(BlockdevOptions, text, "driver")))
+
+
+async def _object(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
+    from engine.objects.text import read_options
+    from engine.qapi import to_wire
+
+    options = read_options(text)
+    if isinstance(options, str):
+        raise StartupError(f"--object {text}", f"this is a question for help\n{options}")
+    await engine.run_command("object-add", to_wire(options))
+
+
+async def _drive(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
+    options = engine.drives.parse(text)
+    backend = engine.drives.add(options)
+    for warning in options.warnings:
+        announce(f"--drive {text}: warning: {warning}")
+    try:
+        engine.drives.attach_device(options)
+    except BaseException:
+        engine.drives.discard(backend)
+        raise
+
+
+async def _device(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
+    from engine.qapi.keyval import parse_option
+    from engine.qapi.opts import parse_opts
+
+    # JSON, or the older syntax (not dotted keys), as in QEMU.
+    properties = parse_option(text)[0] if text.startswith("{") else dict(parse_opts(text, "driver"))
+    await engine.run_command("device_add", properties)
+
+
+_Work = Callable[["Engine", str, Callable[[str], None]], Coroutine[Any, Any, None]]
+_WORK: dict[str, _Work] = {
+    "--blockdev": _blockdev,
+    "--object": _object,
+    "--drive": _drive,
+    "--device": _device,
+}
+"""What the options do that need no monitor."""
 
 
 async def _monitor(monitors: Monitors, option: str, text: str) -> Any:

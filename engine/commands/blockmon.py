@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from engine.commands.debuggraph import BlockPermission
 from engine.commands.query import refresh_filenames, visible_nodes
 from engine.errors import GenericError
 from engine.graph.backend import BlockBackend
@@ -20,6 +19,7 @@ from engine.graph.edge import Edge, Parent
 from engine.graph.graph import NODE_NAME_MAX, Graph
 from engine.graph.node import Node
 from engine.graph.opening import open_node
+from engine.graph.options import BlockPermission
 from engine.graph.permissions import Perm, Role, role_names, wire_names
 from engine.graph.policy import OpenPolicy
 from engine.qapi import Enum, Int, Struct, command, event
@@ -202,6 +202,8 @@ class _Parents:
             ident = f"#{_numbers.setdefault(parent, len(_numbers) + 1)}"
         entry = self.found.get((kind, ident))
         if entry is None:
+            if not name and isinstance(parent, BlockBackend):
+                name = parent.title
             entry = self.found[kind, ident] = {"id": ident, "kind": kind, "name": name}
         model = getattr(parent, "model", None) or getattr(parent, "job_type", None)
         if model:

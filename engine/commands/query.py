@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from engine.bitmaps.dirty import bitmaps_of
+from engine.commands.throttle import shown_limits
 from engine.errors import GenericError
 from engine.graph.backend import BlockBackend
 from engine.graph.broken import BrokenDriver
 from engine.graph.filenames import full_backing_name, refresh_filename
 from engine.graph.info import ImageInfoSpecific, SnapshotInfo
+from engine.graph.internal_snapshots import snapshots_below
 from engine.graph.node import Node
 from engine.graph.options import BlockdevDetectZeroesOptions
 from engine.graph.status import skip_implicit_filters
+from engine.graph.threshold import write_threshold
 from engine.qapi import Enum, Int, Struct, Wire, command
 
 if TYPE_CHECKING:
@@ -156,7 +159,7 @@ def image_info(node: Node) -> ImageInfo:
         backing_filename=backing,
         full_backing_filename=full,
         backing_filename_format=(node.auto_backing_format or None) if backing is not None else None,
-        snapshots=driver.snapshot_list() or None,
+        snapshots=snapshots_below(node) or None,
         format_specific=None
         if specific is None
         else ImageInfoSpecific(
@@ -170,8 +173,15 @@ def _below(node: Node) -> Node | None:
     return edge.child if edge is not None and not isinstance(edge.child.driver, BrokenDriver) else None
 
 
+def _as_int64(value: int) -> int:
+    # The threshold is unsigned where it is set and signed where it is shown.
+    return value - (1 << 64) if value >> 63 else value
+
+
 def device_info(node: Node, *, backend: BlockBackend | None = None, flat: bool = False) -> BlockDeviceInfo:
     """A node as QMP shows it. backend: the device it is shown for. flat: without the images below."""
+    if node.ejected:
+        raise GenericError(f"Block device {node.name} is ejected")
     image = image_info(node)
     depth = 0
     last, below = image, _below(node)
@@ -191,25 +201,20 @@ def device_info(node: Node, *, backend: BlockBackend | None = None, flat: bool =
         backing_file_depth=depth,
         encrypted=node.driver.is_encrypted(),
         detect_zeroes=BlockdevDetectZeroesOptions(node.detect_zeroes),
-        bps=0,
-        bps_rd=0,
-        bps_wr=0,
-        iops=0,
-        iops_rd=0,
-        iops_wr=0,
+        **shown_limits(backend),
         image=image,
         cache=BlockdevCacheInfo(
             writeback=backend.write_cache if backend is not None else True,
             direct=node.cache_direct,
             no_flush=node.cache_no_flush,
         ),
-        write_threshold=0,
+        write_threshold=_as_int64(write_threshold(node)),
         dirty_bitmaps=[
             BlockDirtyInfo(
                 name=bitmap.name,
                 count=bitmap.count,
                 granularity=bitmap.granularity,
-                recording=bitmap.enabled,
+                recording=bitmap.recording,
                 busy=bitmap.busy,
                 persistent=bitmap.persistent,
                 inconsistent=True if bitmap.inconsistent else None,
@@ -222,7 +227,7 @@ def device_info(node: Node, *, backend: BlockBackend | None = None, flat: bool =
 
 def devices(graph: Graph) -> list[BlockBackend]:
     """The back ends that QMP shows as devices, oldest first."""
-    return [backend for backend in graph.backends if backend.kind == "device" and backend.name]
+    return [backend for backend in graph.backends if backend.name or backend.device is not None]
 
 
 @command(since="2.0", allow_preconfig=True)
@@ -242,13 +247,19 @@ def query_block(engine: Engine) -> list[BlockInfo]:
     found = []
     for backend in devices(engine.graph):
         node = skip_implicit_filters(backend.root.child) if backend.root is not None else None
+        if node is not None and node.ejected:
+            node = None
+        device = backend.device
         found.append(
             BlockInfo(
                 device=backend.name,
+                qdev=device.label if device is not None else None,
                 type="unknown",
-                removable=False,
-                locked=False,
+                removable=device is None or device.removable_media,
+                locked=device is not None and device.medium_locked,
                 inserted=device_info(node, backend=backend) if node is not None else None,
+                tray_open=device.tray_open if device is not None and device.has_tray else None,
+                io_status=BlockDeviceIoStatus(backend.io_status) if backend.shows_io_status else None,
             )
         )
     return found

@@ -83,7 +83,7 @@ class _ExternalSnapshot(Action):
         old = self._old = self.find_old()
         # Nothing is written to the old node from here on until the new one is in its place.
         self._held.enter_context(drained([old]))
-        old.blockers.check(Op.EXTERNAL_SNAPSHOT, old.name)
+        old.blockers.check(Op.EXTERNAL_SNAPSHOT, old.device_or_node_name)
         if not old.read_only:
             try:
                 old.flush()

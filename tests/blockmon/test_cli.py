@@ -51,6 +51,18 @@ def test_each_mode_starts_its_front_end(
     assert started[0][0] == module
 
 
+def test_help_about_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--object", "help"]) == 0
+    assert "  throttle-group\n" in capsys.readouterr().out
+    assert cli.main(["run", "--object", "iothread,help", "script"]) == 0
+    assert capsys.readouterr().out.startswith("iothread options:\n  aio-max-batch=<int>\n")
+
+
+def test_help_inside_a_value_is_no_question(started: list[tuple[str, CommonOptions, list[str]]]) -> None:
+    cli.main(["serve", "--object", "secret,id=s,data=a,,help"])
+    assert started[0][1].startup == [("--object", "secret,id=s,data=a,,help")]
+
+
 def test_startup_options_keep_their_order(started: list[tuple[str, CommonOptions, list[str]]]) -> None:
     cli.main(
         ["serve", "--monitor", "chardev=c", "--blockdev=driver=null-co,node-name=a", "--chardev", "null,id=c"]

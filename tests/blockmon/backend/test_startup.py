@@ -36,9 +36,31 @@ async def test_options_take_effect_in_their_order(tmp_path: Path) -> None:
     assert left_in(tmp_path) == []
 
 
+async def test_objects_are_there_for_what_comes_after_them(tmp_path: Path) -> None:
+    options = CommonOptions()
+    options.startup = [
+        ("--object", "throttle-group,id=g,limits.iops-total=10"),
+        ("--blockdev", "throttle,node-name=t,throttle-group=g,file.driver=null-co"),
+        ("--object", '{"qom-type": "secret", "id": "s", "data": "a,help"}'),
+        ("--object", "secret,id=u,data=a,,help"),
+    ]
+    backend = open_backend(options)
+    await backend.start()
+    with pytest.raises(CommandError, match="object 'g' is in use"):
+        await backend.execute("object-del", {"id": "g"})
+    for name, data in (("s", "a,help"), ("u", "a,help")):
+        assert await backend.execute("qom-get", {"path": name, "property": "data"}) == data
+    await backend.close()
+    options.startup.reverse()
+    late = open_backend(options)
+    with pytest.raises(StartupError, match="Throttle group 'g' does not exist"):
+        await late.start()
+
+
 @pytest.mark.parametrize(
     ("option", "text", "message"),
     [
+        ("--object", "secret,id=s", "Either 'file' or 'data' must be provided"),
         ("--blockdev", "raw,node-name=a,file=nope", "Cannot find device='nope' nor node-name='nope'"),
         ("--monitor", "m", 'chardev "m" not found'),
         ("--hmp", "foo", "expects unix:PATH, tcp:HOST:PORT or stdio"),

@@ -74,7 +74,5 @@ def test_an_action_without_a_job_cannot_be_grouped(nodes: Engine, tmp_path: Path
     before = state(nodes)
     text = "Action 'blockdev-snapshot-sync' does not support Transaction property completion-mode = grouped"
     with pytest.raises(GenericError, match=text):
-        nodes.execute(
-            "transaction", {"actions": [snapshot(0, tmp_path)], "properties": {"completion-mode": "grouped"}}
-        )
+        nodes.execute("transaction", {"actions": [snapshot(0, tmp_path)], "properties": {"completion-mode": "grouped"}})
     assert state(nodes) == before
