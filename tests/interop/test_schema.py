@@ -99,6 +99,8 @@ MAY_LACK = {
     "blockdev-add": NO_DRIVER,
     "blockdev-add.driver": NO_DRIVER,
     "blockdev-create.options": NO_DRIVER,
+    "x-blockdev-amend.options": NO_DRIVER,
+    "x-blockdev-amend.options.driver": NO_DRIVER,
     "query-blockstats->[].driver-specific": NO_DRIVER,
     "query-named-block-nodes->[].image.format-specific": ["vmdk", "luks", "rbd"],
     "query-named-block-nodes->[].image.format-specific.type": ["vmdk", "luks", "rbd"],
