@@ -11,12 +11,11 @@ from __future__ import annotations
 import abc
 import errno
 import os
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import GenericError
-from engine.graph.info import BlockStatsSpecific, ImageInfoSpecific
-from engine.graph.options import BlockdevAmendOptions, BlockdevCreateOptions, BlockdevOptions
 from engine.graph.permissions import Perm, Role, default_child_permissions
+from engine.graph.registry import drivers, register
 from engine.graph.values import (
     Buffer,
     CreateContext,
@@ -403,25 +402,3 @@ class FilterDriver(Driver):
     def can_replace(self, node: Node) -> bool:
         child = self.filtered.child
         return child is node or child.driver.can_replace(node)
-
-
-drivers: dict[str, type[Driver]] = {}
-"""All registered drivers by name, in order of registration (ties in probing go to the earlier one)."""
-
-
-_D = TypeVar("_D", bound=type[Driver])
-
-
-def register(cls: _D) -> _D:
-    """Class decorator: make the driver known to opening and its options known to the schema."""
-    drivers[cls.name] = cls
-    BlockdevOptions.add_branch(cls.name, cls.Options)
-    if cls.CreateOptions is not None:
-        BlockdevCreateOptions.add_branch(cls.name, cls.CreateOptions)
-    if cls.AmendOptions is not None:
-        BlockdevAmendOptions.add_branch(cls.name, cls.AmendOptions)
-    if cls.SpecificInfo is not None:
-        ImageInfoSpecific.add_branch(cls.name, cls.SpecificInfo, wrap="data")
-    if cls.SpecificStats is not None:
-        BlockStatsSpecific.add_branch(cls.name, cls.SpecificStats)
-    return cls

@@ -24,6 +24,8 @@ from engine.graph.policy import OpenPolicy
 from engine.qapi import Struct, from_wire, scalars
 from engine.qapi.builtin import Builtin
 
+SURE = 100
+"""Score of a driver that no other can outdo."""
 PROBE_SIZE = 512
 """Bytes of an image that format drivers may look at to recognise it."""
 
@@ -173,10 +175,12 @@ def format_of(head: bytes, filename: str) -> type[Driver]:
     """The format driver with the highest score for the first bytes of an image; raw when none claims it."""
     best, best_score = drivers["raw"], 0
     if head:
-        for cls in drivers.values():
+        for cls in drivers.probers():
             score = cls.probe(head, filename)
             if score > best_score:
                 best, best_score = cls, score
+            if best_score == SURE:
+                break
     return best
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from engine.qapi.builtin import Builtin
 from engine.qapi.registry import Command, Registry
 from engine.qapi.registry import registry as _registry
-from engine.qapi.types import Alternate, Array, Enum, Feature, Member, Struct, TagEnum, Type, Union
+from engine.qapi.types import Alternate, Array, Enum, Feature, Member, Struct, TagEnum, Type, Union, load_all
 
 Info = dict[str, Any]
 
@@ -134,6 +134,7 @@ class _Introspection:
 
 def introspect(registry: Registry = _registry) -> list[Info]:
     """Return what query-qmp-schema returns: commands and events, then every type they use."""
+    load_all()
     result = _Introspection()
     for command in registry.commands.values():
         result.command(command)

@@ -10,7 +10,7 @@ import enum
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Final, TypeAlias, dataclass_transform
 
 from engine.qapi.builtin import ANY, BY_PYTHON_TYPE, STR, Builtin
@@ -70,6 +70,19 @@ class TagEnum:
         self.name = name
         self.values: dict[str, tuple[Feature, ...]] = {}
         self.since: dict[str, str] = {}
+        self._late: dict[str, Callable[[], object]] = {}
+
+    def announce(self, value: str, load: Callable[[], object]) -> None:
+        """Make *value* known whose branches are added by *load*, which is called when somebody needs one of them."""
+        self.values.setdefault(value, ())
+        self._late[value] = load
+
+    def load(self, value: str | None = None) -> None:
+        """Have the branches of *value* added, or those of all values."""
+        for name in list(self._late) if value is None else [value]:
+            load = self._late.pop(name, None)
+            if load is not None:
+                load()
 
     def __contains__(self, value: object) -> bool:
         return value in self.values
@@ -82,6 +95,12 @@ class TagEnum:
 
 
 _tag_enums: dict[str, TagEnum] = {}
+
+
+def load_all() -> None:
+    """Have everything loaded that the tags of unions only announce."""
+    for found in list(_tag_enums.values()):
+        found.load()
 
 
 def tag_enum(name: str) -> TagEnum:
@@ -368,11 +387,20 @@ class Union(Struct):
     @classmethod
     def qapi_branches(cls) -> Mapping[str, type[Struct]]:
         """Return the branches that have members, by tag value."""
+        tag_type = cls.qapi_tag_type()
+        if isinstance(tag_type, TagEnum):
+            tag_type.load()
         return cls.__qapi_branches__
 
     @classmethod
     def qapi_branch_type(cls, value: str) -> type[Struct]:
         """Return the struct of the branch *value*: ``Struct`` itself when it has no members."""
+        found = cls.__qapi_branches__.get(value)
+        if found is not None:
+            return found
+        tag_type = cls.qapi_tag_type()
+        if isinstance(tag_type, TagEnum):
+            tag_type.load(value)
         return cls.__qapi_branches__.get(value, Struct)
 
     @classmethod
