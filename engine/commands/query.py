@@ -178,6 +178,9 @@ def _as_int64(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+_DETECT_ZEROES = {value.value: value for value in BlockdevDetectZeroesOptions}
+
+
 def device_info(node: Node, *, backend: BlockBackend | None = None, flat: bool = False) -> BlockDeviceInfo:
     """A node as QMP shows it. backend: the device it is shown for. flat: without the images below."""
     if node.ejected:
@@ -200,7 +203,7 @@ def device_info(node: Node, *, backend: BlockBackend | None = None, flat: bool =
         backing_file=backing.child.filename if backing is not None else None,
         backing_file_depth=depth,
         encrypted=node.driver.is_encrypted(),
-        detect_zeroes=BlockdevDetectZeroesOptions(node.detect_zeroes),
+        detect_zeroes=_DETECT_ZEROES[node.detect_zeroes],
         **shown_limits(backend),
         image=image,
         cache=BlockdevCacheInfo(

@@ -51,13 +51,14 @@ class Edge:
     The data-plane methods are those of the child; they may run in any thread.
     """
 
-    __slots__ = ("parent", "child", "name", "role", "perm", "shared", "frozen", "quiesces_parent")
+    __slots__ = ("parent", "child", "name", "role", "role_bits", "perm", "shared", "frozen", "quiesces_parent")
 
     def __init__(self, parent: Parent, child: Node, name: str, role: Role, perm: Perm, shared: Perm) -> None:
         self.parent = parent
         self.child = child
         self.name = name
         self.role = role
+        self.role_bits = int(role)  # tests of plain bits are several times as fast
         self.perm = perm
         self.shared = shared
         self.frozen = False

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from engine.graph.graph import Graph
     from engine.objects.iothread import IOThread
 
+_COW, _FILTERED, _PRIMARY = int(Role.COW), int(Role.FILTERED), int(Role.PRIMARY)
+
 
 class Node(RequestPath):
     """One block node. Graph fields are changed on the control plane alone; I/O methods run in any thread."""
@@ -111,14 +113,14 @@ class Node(RequestPath):
     def backing(self) -> Edge | None:
         """The COW child's edge."""
         edge = self.children.get("backing")
-        return edge if edge is not None and edge.role & Role.COW else None
+        return edge if edge is not None and edge.role_bits & _COW else None
 
     @property
     def filtered(self) -> Edge | None:
         """The one child a filter passes through."""
         if not self.driver.is_filter:
             return None
-        return next((edge for edge in self.children.values() if edge.role & Role.FILTERED), None)
+        return self._child_with(_FILTERED)
 
     @property
     def filter_or_cow(self) -> Edge | None:
@@ -127,7 +129,13 @@ class Node(RequestPath):
     @property
     def primary(self) -> Edge | None:
         """The child whose file name stands for the node."""
-        return next((edge for edge in self.children.values() if edge.role & Role.PRIMARY), None)
+        return self._child_with(_PRIMARY)
+
+    def _child_with(self, role: int) -> Edge | None:
+        for edge in self.children.values():
+            if edge.role_bits & role:
+                return edge
+        return None
 
     @property
     def device_name(self) -> str:

@@ -112,8 +112,10 @@ def read_word(token: bytes) -> bool | None:
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
-# Where the standard library's text may differ: escapes in lower case, DEL, numbers that are no integers.
-_DIFFERS: Final = re.compile(r"\\u|\x7f|[ \[]-?(?:[0-9]+[.e]|Inf|NaN)|\A-?(?:[0-9]+[.e]|Inf|NaN)")
+# Numbers that are no integers, wherever a number may stand. Three patterns, as each begins with letters that the search
+# can skip to; the bigger part of an answer is looked at ten times as fast that way.
+_FLOATS: Final = tuple(re.compile(start + r"-?[0-9]+[.e]") for start in (": ", ", ", r"\["))
+_FLOAT_ALONE: Final = re.compile(r"-?[0-9]+[.e]")
 _encode = json.JSONEncoder(check_circular=False).encode
 _NEEDS_ESCAPE: Final = re.compile(r"[^ !#-\[\]-~]")
 _ESCAPES: Final = {
@@ -201,6 +203,13 @@ def _write(value: Any, pretty: bool) -> str:
         have = True
 
 
+def _differs(text: str) -> bool:
+    """Whether the standard library's text may differ from QEMU's: escapes in lower case, DEL, no integers."""
+    if "\\u" in text or "\x7f" in text or "Infinity" in text or "NaN" in text:
+        return True
+    return _FLOAT_ALONE.match(text) is not None or any(pattern.search(text) is not None for pattern in _FLOATS)
+
+
 def dumps(value: Any, *, pretty: bool = False) -> str:
     """Return *value* as JSON text in ASCII, one line, or with pretty indented by 4 spaces (lines end in ``\\n``)."""
     if not pretty:
@@ -208,6 +217,6 @@ def dumps(value: Any, *, pretty: bool = False) -> str:
             text = _encode(value)
         except RecursionError:
             return _write(value, False)
-        if _DIFFERS.search(text) is None:
+        if not _differs(text):
             return text
     return _write(value, pretty)

@@ -8,21 +8,32 @@ from typing import Any
 from engine.qapi.builtin import NULL
 from engine.qapi.types import Struct, Union
 
-_wire_names: dict[type[Struct], list[tuple[str, str]]] = {}
+_Names = tuple[dict[str, str], list[tuple[str, str, Any]]]
+_wire_names: dict[type[Struct], _Names] = {}
+"""Of each struct: attribute → name on the wire, and (attribute, name, default) where a default is not None."""
 _PLAIN = frozenset({str, int, bool, float, type(None)})
 
 
-def _names(cls: type[Struct]) -> list[tuple[str, str]]:
-    names = _wire_names[cls] = [(m.attr, m.name) for m in cls.qapi_members()]
+def _names(cls: type[Struct]) -> _Names:
+    members = cls.qapi_members()
+    defaults = [(m.attr, m.name, getattr(cls, m.attr)) for m in members if getattr(cls, m.attr, None) is not None]
+    names = _wire_names[cls] = ({m.attr: m.name for m in members}, defaults)
     return names
 
 
 def _struct_to_wire(struct: Struct, result: dict[str, Any]) -> None:
     cls = type(struct)
-    for attr, wire in _wire_names.get(cls) or _names(cls):
-        value = getattr(struct, attr)
+    names, defaults = _wire_names.get(cls) or _names(cls)
+    own = struct.__dict__
+    # What was given, in the order it was given; most members of a large struct are absent.
+    for attr, value in own.items():
         if value is not None:
-            result[wire] = value if type(value) in _PLAIN else to_wire(value)
+            wire = names.get(attr)
+            if wire is not None:
+                result[wire] = value if type(value) in _PLAIN else to_wire(value)
+    for attr, wire, default in defaults:
+        if attr not in own:
+            result[wire] = to_wire(default)
     if isinstance(struct, Union):
         _struct_to_wire(struct.branch, result)
 

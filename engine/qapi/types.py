@@ -252,6 +252,7 @@ class Struct:
     __qapi_features__: ClassVar[tuple[Feature, ...]] = ()
     __qapi_underscores__: ClassVar[bool] = False
     __qapi_members__: ClassVar[list[Member]]
+    __qapi_init__: ClassVar[tuple[frozenset[str], frozenset[str]]]
     __hash__ = None  # type: ignore[assignment]
 
     def __init_subclass__(
@@ -266,15 +267,22 @@ class Struct:
         _struct_names[cls.__name__] = cls if known is None or known.__module__ == cls.__module__ else None
 
     def __init__(self, **values: Any) -> None:
-        own = self.__dict__
-        for member in self.qapi_members():
-            attr = member.attr
-            if attr in values:
-                own[attr] = values.pop(attr)
-            elif member.default is REQUIRED:
-                raise TypeError(f"{type(self).__name__}() lacks the member {attr!r}")
-        if values:
-            raise TypeError(f"{type(self).__name__}() has no member {next(iter(values))!r}")
+        cls = type(self)
+        required, known = cls.__dict__.get("__qapi_init__") or cls._init_names()
+        if not required <= values.keys() <= known:
+            for member in self.qapi_members():
+                if member.attr not in values and member.default is REQUIRED:
+                    raise TypeError(f"{cls.__name__}() lacks the member {member.attr!r}")
+            raise TypeError(f"{cls.__name__}() has no member {next(key for key in values if key not in known)!r}")
+        self.__dict__.update(values)
+
+    @classmethod
+    def _init_names(cls) -> tuple[frozenset[str], frozenset[str]]:
+        """The members that have to be given, and all; a struct is made for every row of an answer."""
+        members = cls.qapi_members()
+        required = frozenset(member.attr for member in members if member.default is REQUIRED)
+        found = cls.__qapi_init__ = (required, frozenset(member.attr for member in members))
+        return found
 
     @classmethod
     def qapi_members(cls) -> list[Member]:
