@@ -127,6 +127,8 @@ def rich(engine: Engine, tmp_path: Path) -> Engine:
         file = {"driver": "file", "filename": str(path)}
         more = {"backing": None} if name == "overlay" else {}
         engine.execute("blockdev-add", {"driver": "qcow2", "node-name": name, "file": file, **more})
+    # Without a user above it the new overlay would go at once.
+    engine.execute("blockdev-add", {"driver": "raw", "node-name": "user-b", "file": "b"})
     for name in ("used", "off", "gone", "sum"):
         engine.execute("block-dirty-bitmap-add", {"node": "a", "name": name, "disabled": name == "off"})
     engine.execute("human-monitor-command", {"command-line": 'qemu-io a "write -P 1 0 256k"'})
