@@ -26,11 +26,22 @@ _FILTERS: Final = {
 _FORMATS: Final = {
     # The likelier ones first: probing stops at the first that is sure.
     "qcow2": "qcow2",
+    "qcow": "qcow",
+    "qed": "qed",
+    "vdi": "vdi",
+    "vpc": "vpc",
+    "parallels": "parallels",
+    "vmdk": "vmdk",
+    "vhdx": "vhdx",
+    "bochs": "bochs",
+    "cloop": "cloop",
+    "dmg": "dmg",
     "raw": "raw",
 }
 _PROTOCOLS: Final = {
     "file": ("file", "file"),
     "host_device": ("file", "host_device"),
+    "host_cdrom": ("host_cdrom", "host_cdrom"),
     "null-co": ("null", "null-co"),
     "null-aio": ("null", "null-aio"),
 }

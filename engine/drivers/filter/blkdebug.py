@@ -130,6 +130,8 @@ class BlkdebugDriver(FilterDriver):
 
     @classmethod
     def parse_filename(cls, filename: str) -> dict[str, Any]:
+        if not filename.startswith("blkdebug:"):
+            return {"image": {"filename": filename}}
         config, colon, image = filename.removeprefix("blkdebug:").partition(":")
         if not colon:
             raise GenericError("blkdebug requires both config file and image path")

@@ -44,6 +44,8 @@ class BlkverifyDriver(FilterDriver):
 
     @classmethod
     def parse_filename(cls, filename: str) -> dict[str, Any]:
+        if not filename.startswith("blkverify:"):
+            return {"test": {"filename": filename}}
         raw, colon, test = filename.removeprefix("blkverify:").partition(":")
         if not colon:
             raise GenericError("blkverify requires raw copy and original image path")

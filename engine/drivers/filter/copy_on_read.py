@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import os
-
 from engine.errors import GenericError
-from engine.graph.change import freeze_chain, loosen, thaw
+from engine.graph.change import freeze_chain, thaw
 from engine.graph.drain import drained
-from engine.graph.driver import FilterDriver, Opening, WriteFlag, register
+from engine.graph.driver import FilterDriver, Opening, register
 from engine.graph.edge import Edge
 from engine.graph.node import Node
 from engine.graph.options import BlockdevOptionsGenericFormat
 from engine.graph.permissions import Perm, Role
-from engine.graph.requests import is_zero
+from engine.graph.populate import populate
 from engine.graph.status import allocated_above, in_chain, is_allocated, skip_filters
-
-_UNCHANGED = int(WriteFlag.UNCHANGED)
-_BOUNCE = 1 << 20
 
 
 class BlockdevOptionsCor(BlockdevOptionsGenericFormat):
@@ -66,14 +60,15 @@ class CopyOnReadDriver(FilterDriver):
         self.deactivate()
 
     def deactivate(self) -> None:
-        """Copy no more and let the chain go, before the filter is taken out of the graph. Control plane."""
+        """Copy no more and let the chain go, before the filter is taken out of the graph. Control plane.
+
+        The filter's permissions stay until then: image locks given up for a moment could be another process's after it.
+        """
         if self._active:
             self._active = False
             thaw(self._frozen)
             self._frozen = []
             self._stop_serialising()
-            if "file" in self.node.children:
-                loosen([self.node])
 
     def child_permissions(self, edge: Edge, perm: Perm, shared: Perm, *, writable: bool) -> tuple[Perm, Perm]:
         if not self._active:
@@ -127,38 +122,6 @@ class CopyOnReadDriver(FilterDriver):
                 wanted = layer.backing is not None
             part = buffer[at - offset : at - offset + run]
             if wanted:
-                self._populate(layer, at, run)
+                populate(layer, at, run, seen_by=child)
             child.read(at, part)
             at += run
-
-    def _populate(self, layer: Node, offset: int, length: int) -> None:
-        """Copy the clusters of a range into *layer*; a failed write leaves them where they are, which harms nobody."""
-        info = layer.driver.info()
-        cluster = info.cluster_size if info is not None and info.cluster_size else 1
-        start = offset - offset % cluster
-        end = min(-(-(offset + length) // cluster) * cluster, layer.length)
-        while start < end:
-            size = min(end - start, max(_BOUNCE, cluster))
-            with layer.ranges.hold(start, size):
-                try:
-                    self._populate_held(layer, start, size)
-                except OSError:
-                    return
-            start += size
-
-    def _populate_held(self, layer: Node, offset: int, length: int) -> None:
-        if layer.read_only:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        end = offset + length
-        while offset < end:
-            # Somebody may have written, or another reader copied, since we last looked.
-            here, run = is_allocated(layer, offset, end - offset)
-            if not here:
-                data = memoryview(bytearray(run))
-                layer.read(offset, data)
-                self.file.child.driver.debug_event("cor_write")
-                if is_zero(data):
-                    layer.write_zeroes_unserialised(offset, run, _UNCHANGED)
-                else:
-                    layer.write_unserialised(offset, data, _UNCHANGED)
-            offset += run

@@ -59,6 +59,7 @@ class RawDriver(Driver):
     Options = BlockdevOptionsRaw
     strong_options = ("offset", "size")
     mutable_options = frozenset({"offset", "size"})
+    supports_fua = True  # the child sees to it
 
     file: Edge
     offset: int
@@ -139,7 +140,7 @@ class RawDriver(Driver):
         from engine.graph.opening import format_of
 
         head = bytearray(min(_PROBE_SPAN, self.length))
-        self.read(0, memoryview(head))
+        self.file.child.read(self.offset, memoryview(head))
         part = data[: len(head) - offset]
         head[offset : offset + len(part)] = part
         if format_of(bytes(head), "").name != "raw":

@@ -7,9 +7,11 @@ import mmap
 import os
 import stat
 import threading
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Final
 
-from engine.drivers.protocol import hostfile
+from engine.drivers.protocol import attributes, hostfile
 from engine.drivers.protocol.locks import ImageLock, ofd_locks_work
 from engine.errors import GenericError, os_error_text
 from engine.graph.driver import (
@@ -178,7 +180,8 @@ class HostFileDriver(Driver):
                 raise GenericError(f"Could not reopen file: {os_error_text(exc)}") from exc
             self._next_read_only = read_only
         if self.lock is not None:
-            self.lock.prepare(perm, shared)
+            with _asking_who_uses(self.filename):
+                self.lock.prepare(perm, shared)
 
     def set_permissions(self, perm: Perm, shared: Perm) -> None:
         if self._next_fd is not None:
@@ -197,7 +200,7 @@ class HostFileDriver(Driver):
         if self._next_fd is not None:
             os.close(self._next_fd)
             self._next_fd = None
-        if self.lock is not None:
+        if self.lock is not None and self.fd >= 0:
             taken, shared = self.node.cumulative_permissions()
             self.lock.commit(taken, shared)
 
@@ -340,6 +343,22 @@ class HostFileDriver(Driver):
         return BlockStatsSpecificFile(discard_nb_ok=ok, discard_nb_failed=failed, discard_bytes_ok=size)
 
 
+@contextmanager
+def _asking_who_uses(filename: str) -> Iterator[None]:
+    """Give the refusal of a lock the hint that people know."""
+    try:
+        yield
+    except GenericError as exc:
+        exc.hint = f"Is another process using the image [{filename}]?"
+        raise
+
+
+_LENGTH_MAX: Final = (1 << 63) - 1
+"""The longest file there can be, bytes."""
+_FIRST_BLOCK: Final = 4096
+"""What a file that grows from nothing holds at once, bytes."""
+
+
 def resize_file(fd: int, old: int, new: int, prealloc: Prealloc) -> None:
     """Change a file's length from *old* to *new* bytes. Errors: OSError, GenericError (modes that don't fit)."""
     if prealloc is Prealloc.METADATA:
@@ -350,6 +369,9 @@ def resize_file(fd: int, old: int, new: int, prealloc: Prealloc) -> None:
         os.posix_fallocate(fd, old, new - old)
         return
     os.ftruncate(fd, new)
+    if prealloc is Prealloc.OFF and new > old == 0:
+        # As QEMU does: on a hole nobody can find out the alignment that direct I/O needs.
+        os.pwrite(fd, bytes(min(new, _FIRST_BLOCK)), 0)
     if prealloc is Prealloc.FULL:
         zeros = memoryview(bytes(1 << 20))
         at = old
@@ -390,10 +412,6 @@ class FileDriver(HostFileDriver):
 
     @classmethod
     def create(cls, options: BlockdevCreateOptionsFile, context: CreateContext) -> None:
-        if options.nocow:
-            raise GenericError("nocow is not available in this version")
-        if options.extent_size_hint:
-            raise GenericError("extent-size-hint is not available in this version")
         mode = options.preallocation or PreallocMode.OFF
         try:
             fd = os.open(options.filename, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -403,9 +421,18 @@ class FileDriver(HostFileDriver):
             lock = ImageLock(fd) if ofd_locks_work(fd) else None
             if lock is not None:
                 # Only the locks of the length are needed, and only while it changes: nobody may be using the file.
-                lock.prepare(Perm.WRITE | Perm.RESIZE, Perm.ALL & ~Perm.RESIZE)
+                with _asking_who_uses(options.filename):
+                    lock.prepare(Perm.WRITE | Perm.RESIZE, Perm.ALL & ~Perm.RESIZE)
             try:
                 os.ftruncate(fd, 0)
+                if options.nocow:
+                    attributes.set_no_copy_on_write(fd)
+                if options.extent_size_hint:
+                    attributes.set_extent_size_hint(fd, options.extent_size_hint)
+                if mode == PreallocMode.METADATA:
+                    raise GenericError("Unsupported preallocation mode: metadata")
+                if options.size > _LENGTH_MAX:
+                    raise GenericError("Could not resize file: Invalid argument")
                 resize_file(fd, 0, options.size, mode)
             except OSError as exc:
                 raise GenericError(f"Could not resize file: {os_error_text(exc)}") from exc

@@ -163,10 +163,10 @@ def test_reads_and_writes_at_the_same_time(session: Session, layers: list[Node])
 
 def test_a_copy_waits_for_a_write(session: Session, layers: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
     """The filter has read the old data when the guest writes there."""
-    from engine.drivers.filter import copy_on_read
+    from engine.graph import populate
 
     add(session)
-    real = copy_on_read.is_zero
+    real = populate.is_zero
     threads: list[threading.Thread] = []
     with session.writer("cor") as user:
 
@@ -178,7 +178,7 @@ def test_a_copy_waits_for_a_write(session: Session, layers: list[Node], monkeypa
                 assert threads[0].is_alive()
             return real(data)
 
-        monkeypatch.setattr(copy_on_read, "is_zero", late)
+        monkeypatch.setattr(populate, "is_zero", late)
         read(user, 0, 512)
         threads[0].join(10)
         assert read(user, 0, CLUSTER) == b"!" * CLUSTER

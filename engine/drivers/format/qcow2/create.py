@@ -14,6 +14,7 @@ from engine.drivers.format.qcow2.settings import from_options
 from engine.errors import GenericError, os_error_text
 from engine.graph.driver import CreateContext, Extent, Prealloc
 from engine.graph.permissions import Perm
+from engine.graph.requests import MAX_LENGTH
 from engine.qapi import to_wire
 
 if TYPE_CHECKING:
@@ -135,6 +136,11 @@ def create(options: BlockdevCreateOptionsQcow2, context: CreateContext) -> None:
             return
         data = _open(context, options.data_file)
         try:
+            if data.node is file.node:
+                raise GenericError(
+                    f"Permission conflict on node '{data.node.name}': permissions 'resize' are both required by the "
+                    "new image (uses it as 'file' child) and unshared by the new image (uses it as 'data-file' child)."
+                )
             header.data_file = data.node.filename
             build(BackendChild(file), BackendChild(data), header, options)
         finally:
@@ -158,6 +164,7 @@ def build(file: Child, data_file: Child | None, header: Header, options: Blockde
         image.settings = _without_lazy_refcounts(image)
         prealloc = Prealloc(str(options.preallocation or "off"))
         try:
+            _check_size(options.size)
             resize.truncate(image, options.size, prealloc=prealloc)
         except GenericError as exc:
             raise GenericError(f"Could not resize image: {exc.desc}") from exc
@@ -176,6 +183,13 @@ def build(file: Child, data_file: Child | None, header: Header, options: Blockde
             ) from exc
     finally:
         image.close()
+
+
+def _check_size(size: int) -> None:
+    if size >= 1 << 63:
+        raise GenericError("Image size cannot be negative")
+    if size > MAX_LENGTH:
+        raise GenericError(f"offset({size}) exceeds maximum({MAX_LENGTH})")
 
 
 def _without_lazy_refcounts(image: Image) -> Any:
