@@ -1,0 +1,1 @@
+"""Block exports: nodes offered to other programs (NBD so far)."""

@@ -1,0 +1,1 @@
+"""NBD: the server, its handshake, and what it does with requests."""

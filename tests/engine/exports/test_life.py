@@ -1,0 +1,153 @@
+"""Exports come and go while clients use them."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from engine.errors import QMPError
+from engine.exports.nbd import protocol as nbd
+from engine.graph.drain import drained
+from tests.engine.exports.client import Gone
+from tests.engine.exports.conftest import Serving
+
+
+def test_a_drain_keeps_clients_waiting(serving: Serving) -> None:
+    node = serving.engine.graph.nodes["disk"]
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with drained([node]):
+            inside.set()
+            assert leave.wait(20)
+
+    with serving.connect() as client:
+        client.go()
+        holder = threading.Thread(target=lambda: serving.engine.control.call(hold))
+        holder.start()
+        assert inside.wait(20)
+        client.request(nbd.CMD_WRITE, 0, 3, data=b"abc")
+        client.socket.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            client.socket.recv(1)
+        leave.set()
+        holder.join()
+        client.socket.settimeout(20)
+        assert client.reply().error == 0
+        assert client.read(0, 3) == b"abc"
+
+
+def test_the_control_plane_does_not_wait_for_a_client_that_does_not_read(serving: Serving) -> None:
+    with serving.connect() as client:
+        client.structured().go()
+        for _ in range(64):
+            client.request(nbd.CMD_READ, 0, 1 << 20, nbd.FLAG_DF)
+        # The server can't get rid of its answers now.
+        overlay = str(serving.folder / "snap.qcow2")
+        serving.do("blockdev-snapshot-sync", node_name="disk", snapshot_file=overlay, snapshot_node_name="top")
+        serving.do("block-export-del", id="e-disk", mode="hard")
+        serving.wait_event("BLOCK_EXPORT_DELETED")
+    serving.wait_no_threads()
+
+
+def test_safe_removal_needs_the_clients_to_leave(serving: Serving) -> None:
+    with serving.connect() as client, serving.connect() as looking:
+        client.go()
+        looking.option(nbd.OPT_LIST)
+        with pytest.raises(QMPError, match="export 'e-disk' still in use"):
+            serving.do("block-export-del", id="e-disk")
+        client.request(nbd.CMD_DISC)
+        assert client.gone
+    serving.wait_no_threads()
+    serving.do("block-export-del", id="e-disk")
+    with serving.connect() as late, pytest.raises(Gone):
+        late.go()
+
+
+def test_a_half_written_request_is_dropped(serving: Serving) -> None:
+    for data in (b"", b"x" * 5000, b"x" * (1 << 20)):
+        with serving.connect() as client:
+            client.go()
+            client.request(nbd.CMD_WRITE, 0, 2 << 20, data=data)
+    serving.wait_no_threads()
+    with serving.connect() as client:
+        client.go()
+        assert client.read(0, 10) == bytes(10)
+        client.request(nbd.CMD_WRITE, 0, 2 << 20, data=b"x")
+        serving.do("nbd-server-stop")
+        assert client.gone
+
+
+def test_the_export_of_a_device_goes_with_its_medium(serving: Serving) -> None:
+    image = serving.folder / "d.raw"
+    image.write_bytes(bytes(65536))
+    line = f"drive_add 0 file={image},format=raw,if=none,id=d0"
+    serving.do("human-monitor-command", command_line=line)
+    serving.do("nbd-server-add", device="d0", writable=True)
+    with serving.connect() as client:
+        client.go("d0")
+        assert [export["id"] for export in serving.do("query-block-exports")] == ["d0", "e-disk"]
+        serving.do("eject", device="d0", force=True)
+        serving.wait_event("BLOCK_EXPORT_DELETED")
+        assert client.gone
+    assert [export["id"] for export in serving.do("query-block-exports")] == ["e-disk"]
+
+
+def test_the_export_follows_its_node_to_an_overlay(serving: Serving) -> None:
+    with serving.connect() as client:
+        client.go()
+        client.write(0, b"below")
+        overlay = serving.folder / "snap.qcow2"
+        serving.do("blockdev-snapshot-sync", node_name="disk", snapshot_file=str(overlay), snapshot_node_name="top")
+        assert serving.do("query-block-exports")[0]["node-name"] == "top"
+        client.write(0, b"ABOVE")
+        assert client.read(0, 5) == b"ABOVE"
+    serving.do("nbd-server-stop")
+    assert (serving.folder / "disk.raw").read_bytes()[:5] == b"below"
+
+
+def test_the_screen_can_name_an_export(serving: Serving) -> None:
+    (parent,) = [found for found in serving.do("x-blockmon-query-graph")["parents"] if found["kind"] == "export"]
+    assert (parent["name"], parent["model"]) == ("e-disk", "nbd")
+    with serving.connect() as client:
+        client.go()
+        client.write(0, bytes(65536))
+        client.read(0, 4096)
+    stats = serving.engine.graph.backends[0].stats
+    assert (stats.wr_bytes, stats.wr_operations, stats.rd_bytes, stats.rd_operations) == (65536, 1, 4096, 1)
+
+
+def test_a_bitmap_is_busy_while_exported(serving: Serving) -> None:
+    serving.raw("tracked")
+    serving.do("block-dirty-bitmap-add", node="tracked", name="b")
+    serving.export("tracked", "t", writable=True, bitmaps=["b"])
+    with pytest.raises(QMPError, match="Bitmap 'b' is currently in use"):
+        serving.do("block-dirty-bitmap-clear", node="tracked", name="b")
+    serving.do("block-export-del", id="e-tracked")
+    serving.do("block-dirty-bitmap-clear", node="tracked", name="b")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("fuse", {"mountpoint": "/nowhere"}),
+        ("vduse-blk", {"name": "x"}),
+        ("vhost-user-blk", {"addr": {"type": "unix", "path": "/nowhere/sock"}}),
+    ],
+)
+def test_types_that_are_not_there_say_so(serving: Serving, kind: str, options: dict[str, object]) -> None:
+    with pytest.raises(QMPError, match=f"Exports of type '{kind}' are not available in this version"):
+        serving.do("block-export-add", type=kind, id="e", node_name="disk", **options)
+
+
+def test_closing_the_engine_with_clients(serving: Serving) -> None:
+    with serving.connect() as client, serving.connect() as silent:
+        client.structured().go()
+        client.request(nbd.CMD_READ, 0, 1 << 20, nbd.FLAG_DF)
+        serving.engine.close()
+        assert [event["data"]["id"] for event in serving.events if event["event"] == "BLOCK_EXPORT_DELETED"] == [
+            "e-disk"
+        ]
+        assert silent.gone
+        assert not serving.path.exists()

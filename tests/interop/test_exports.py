@@ -1,0 +1,295 @@
+"""Block exports and the NBD server beside the real qemu-storage-daemon: replies, errors, events and their order."""
+
+import socket
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.interop.differential import Call, Do, Step, Until, WaitEvent, assert_same
+from tests.qemu import QemuImages
+
+pytestmark = pytest.mark.usefixtures("qsd")
+
+UNIX = {"type": "unix", "data": {"path": "$DIR/sock"}}
+START = Do("nbd-server-start", {"addr": UNIX})
+STOP = Do("nbd-server-stop")
+LIST = Do("query-block-exports")
+GRAPH = Do("x-debug-query-block-graph")
+NODES: list[Step] = [
+    Do("blockdev-add", {"driver": "file", "node-name": "f", "filename": "$DIR/a.raw"}),
+    Do("blockdev-add", {"driver": "raw", "node-name": "r", "file": "f"}),
+    Do("blockdev-add", {"driver": "null-co", "node-name": "ro", "read-only": True}),
+]
+
+
+def add(id: str, node: str, **options: Any) -> Do:
+    given = {name.replace("_", "-"): value for name, value in options.items()}
+    return Do("block-export-add", {"type": "nbd", "id": id, "node-name": node} | given)
+
+
+def remove(id: str, **options: Any) -> Do:
+    return Do("block-export-del", {"id": id} | options)
+
+
+def old_add(device: str, **options: Any) -> Do:
+    return Do("nbd-server-add", {"device": device} | options)
+
+
+def bitmap(name: str, node: str = "r", **options: Any) -> Do:
+    return Do("block-dirty-bitmap-add", {"node": node, "name": name} | options)
+
+
+def list_exports(where: Path) -> str:
+    done = subprocess.run(
+        ["qemu-nbd", "--list", "-k", where / "sock"], capture_output=True, text=True, timeout=20, check=True
+    )
+    return done.stdout
+
+
+class Client:
+    """A client that sits on the export *name* until it is let go, on each side in turn."""
+
+    def __init__(self, name: bytes) -> None:
+        self._name = name
+        self._sockets: list[socket.socket] = []
+
+    def come(self, where: Path) -> str:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(10)
+        sock.connect(str(where / "sock"))
+        self._sockets.append(sock)
+        sock.recv(18, socket.MSG_WAITALL)
+        sock.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, len(self._name)) + self._name)
+        return sock.recv(10, socket.MSG_WAITALL).hex()
+
+    def cut(self, where: Path) -> str:
+        """What the client hears when the server has cut it off."""
+        try:
+            return self._sockets[-1].recv(1).hex()
+        finally:
+            self._sockets.pop().close()
+
+    def leave(self, where: Path) -> None:
+        self._sockets.pop().close()
+
+
+def sitting(name: bytes, *steps: Any) -> list[Step]:
+    """Steps with a client on the export *name*; strings in *steps* name what it does."""
+    client = Client(name)
+    return [Call(getattr(client, step)) if isinstance(step, str) else step for step in steps]
+
+
+IDLE = Until("query-block-exports", lambda exports: not exports)
+
+TALKS: dict[str, list[Step]] = {
+    "server": [
+        *(STOP, START, START, STOP, STOP, START, STOP),
+        Do("nbd-server-start", {"addr": {"type": "unix", "data": {"path": "$DIR/none/sock"}}}),
+        Do("nbd-server-start", {"addr": {"type": "fd", "data": {"str": "nothing"}}}),
+        Do("nbd-server-start", {"addr": {"type": "nope", "data": {}}}),
+        Do("nbd-server-start", {}),
+        Do("nbd-server-start", {"addr": UNIX, "max-connections": -1}),
+        Do("nbd-server-start", {"addr": UNIX, "max-connections": 1 << 32}),
+    ],
+    "tcp": [
+        Do("nbd-server-start", {"addr": {"type": "inet", "data": {"host": "127.0.0.1", "port": "0"}}}),
+        STOP,
+        Do("nbd-server-start", {"addr": {"type": "inet", "data": {"host": "127.0.0.1"}}}),
+    ],
+    "tls": [
+        Do("nbd-server-start", {"addr": UNIX, "tls-creds": "nope"}),
+        Do("object-add", {"qom-type": "iothread", "id": "io"}),
+        Do("nbd-server-start", {"addr": UNIX, "tls-creds": "io"}),
+        Do("object-add", {"qom-type": "tls-creds-anon", "id": "client", "endpoint": "client"}),
+        Do("nbd-server-start", {"addr": UNIX, "tls-creds": "client"}),
+        Do("nbd-server-start", {"addr": UNIX, "tls-authz": "not looked for yet"}),
+        STOP,
+    ],
+    "checks": [
+        add("e", "r"),
+        START,
+        add("1", "r"),
+        add("", "r"),
+        add("e", "nope"),
+        add("e", "ro", writable=True),
+        add("e", "r", iothread="nope"),
+        add("e", "r", name="n" * 4097),
+        add("e", "r", description="d" * 4097),
+        add("e", "r", type="nope"),
+        Do("block-export-add", {"id": "e", "node-name": "r"}),
+        Do("block-export-add", {"type": "nbd", "id": "e"}),
+        LIST,
+        add("e", "r", name="n" * 4096, description="d" * 4096),
+        LIST,
+        STOP,
+        LIST,
+    ],
+    "names": [
+        START,
+        add("e", "r"),
+        add("e", "f"),
+        add("g", "f", name="r"),
+        add("g", "f", name=""),
+        add("h", "f", name="ä ö"),
+        LIST,
+        Call(list_exports),
+        remove("e"),
+        add("e", "f", name="r", description="another"),
+        LIST,
+        Call(list_exports),
+        STOP,
+    ],
+    "removal": [
+        START,
+        add("a", "r"),
+        add("b", "r", name="two"),
+        add("c", "f", name="three"),
+        remove("nope"),
+        remove("b"),
+        remove("b"),
+        remove("a", mode="hard"),
+        remove("c", mode="nope"),
+        LIST,
+        add("a", "r"),
+        add("b", "r", name="two"),
+        STOP,
+        LIST,
+        remove("a"),
+    ],
+    "permissions": [
+        START,
+        add("e", "r", writable=True, writethrough=True),
+        GRAPH,
+        Do("block_resize", {"node-name": "r", "size": 1 << 20}),
+        Do("blockdev-del", {"node-name": "r"}),
+        add("ro", "f", name="below"),
+        add("rw", "f", name="below2", writable=True),
+        GRAPH,
+        remove("e"),
+        GRAPH,
+        STOP,
+        Do("block_resize", {"node-name": "r", "size": 1 << 20}),
+        Do("blockdev-del", {"node-name": "r"}),
+    ],
+    "resizer-there-first": [
+        START,
+        Do("blockdev-add", {"driver": "null-co", "node-name": "n", "size": 1 << 20}),
+        Do("blockdev-add", {"driver": "qcow2", "node-name": "q", "file": "qf"}),
+        Do("blockdev-add", {"driver": "file", "node-name": "qf", "filename": "$DIR/q.qcow2"}),
+        Do("blockdev-add", {"driver": "qcow2", "node-name": "q", "file": "qf"}),
+        add("below", "qf", name="below"),
+        add("below", "qf", name="below", writable=True),
+        add("top", "q", writable=True),
+        LIST,
+        GRAPH,
+    ],
+    "old-commands": [
+        old_add("r"),
+        START,
+        old_add("r"),
+        old_add("r"),
+        old_add("ro", writable=True),
+        old_add("r", name="x", description="words", writable=True),
+        old_add("nope"),
+        old_add("r", name="1"),
+        old_add("r", name="y", bitmap="nope"),
+        LIST,
+        Call(list_exports),
+        Do("nbd-server-remove", {"name": "nope"}),
+        Do("nbd-server-remove", {"name": "x"}),
+        Do("nbd-server-remove", {"name": "r", "mode": "hard"}),
+        LIST,
+        STOP,
+        Do("nbd-server-remove", {"name": "ro"}),
+    ],
+    "bitmaps": [
+        START,
+        *(bitmap("on"), bitmap("off", disabled=True), bitmap("other", "f", disabled=True)),
+        add("e", "r", bitmaps=["nope"]),
+        add("e", "r", bitmaps=[{"node": "nope", "name": "on"}]),
+        add("e", "r", bitmaps=[{"node": "r", "name": "nope"}]),
+        add("e", "r", bitmaps=["on"]),
+        add("e", "r", bitmaps=["on", "on"], writable=True),
+        add("e", "r", bitmaps=["on"], writable=True),
+        add("g", "r", name="g", bitmaps=["on"], writable=True),
+        add("g", "r", name="g", bitmaps=["other", {"node": "r", "name": "off"}]),
+        Do("block-dirty-bitmap-remove", {"node": "r", "name": "on"}),
+        Do("block-dirty-bitmap-clear", {"node": "r", "name": "off"}),
+        Do("query-named-block-nodes", {"flat": True}),
+        Call(list_exports),
+        remove("e"),
+        remove("g"),
+        Do("block-dirty-bitmap-remove", {"node": "r", "name": "on"}),
+        Do("block-dirty-bitmap-remove", {"node": "f", "name": "other"}),
+        STOP,
+    ],
+    "iothreads": [
+        START,
+        Do("object-add", {"qom-type": "iothread", "id": "io"}),
+        Do("object-add", {"qom-type": "iothread", "id": "io2"}),
+        add("a", "r", iothread="io", fixed_iothread=True),
+        add("b", "r", name="b", iothread="io2"),
+        add("c", "r", name="c", iothread="io2", fixed_iothread=True),
+        LIST,
+        Do("object-del", {"id": "io2"}),
+        STOP,
+    ],
+    "clients-hard": [
+        START,
+        add("e", "r"),
+        *sitting(b"r", "come", remove("e"), remove("e", mode="safe"), LIST, remove("e", mode="hard"), "cut"),
+        WaitEvent("BLOCK_EXPORT_DELETED"),
+        LIST,
+        add("e", "r"),
+        STOP,
+    ],
+    "clients-safe": [
+        START,
+        add("e", "r", writable=True),
+        *sitting(b"r", "come", remove("e"), "leave"),
+        Until("block-export-del", lambda _: True, {"id": "e"}),
+        LIST,
+        STOP,
+    ],
+    "clients-stop": [
+        START,
+        add("e", "r"),
+        add("g", "r", name="g"),
+        *sitting(b"r", "come", STOP, "cut"),
+        LIST,
+        START,
+        STOP,
+    ],
+    "one-connection": [
+        Do("nbd-server-start", {"addr": UNIX, "max-connections": 1}),
+        add("e", "r", writable=True),
+        *sitting(b"r", "come", "leave"),
+        Call(list_exports),
+        STOP,
+    ],
+    "mirror-target": [
+        START,
+        Do("blockdev-add", {"driver": "null-co", "node-name": "source", "size": 4 << 20, "read-zeroes": True}),
+        Do("blockdev-mirror", {"job-id": "j", "device": "source", "target": "r", "sync": "full"}),
+        WaitEvent("BLOCK_JOB_READY"),
+        add("e", "r"),
+        Do("block-job-cancel", {"device": "j"}),
+        WaitEvent("BLOCK_JOB_COMPLETED"),
+        WaitEvent("JOB_STATUS_CHANGE", {"status": "null"}),
+        add("e", "r"),
+        STOP,
+    ],
+}
+
+
+@pytest.mark.parametrize("name", TALKS)
+def test_exports(name: str, tmp_path: Path, images: QemuImages) -> None:
+    def prepare(where: Path) -> None:
+        with (where / "a.raw").open("wb") as file:
+            file.truncate(4 << 20)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", where / "q.qcow2", "4M"], check=True)
+
+    assert_same(NODES + TALKS[name], tmp_path, prepare=prepare)
