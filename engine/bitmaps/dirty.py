@@ -215,7 +215,11 @@ class DirtyBitmap:
             at = area[0] + area[1]
 
     def take_area(self, offset: int, longest: int) -> tuple[int, int] | None:
-        """Clear and return the first dirty area at or after *offset*, at most *longest* bytes of it."""
+        """Clear and return the first dirty area at or after *offset*, at most *longest* bytes of it.
+
+        Whole granules, one at least: clearing a part of one would forget the rest.
+        """
+        longest = max(longest - longest % self.granularity, self.granularity)
         with self._lock:
             area = self._bits.next_dirty_area(offset, longest=longest)
             if area is not None:
@@ -245,15 +249,19 @@ class DirtyBitmap:
             if self.recorded == recorded:
                 self._bits = bits
             else:
-                self._bits.merge(bits)
+                self._join(bits)
 
     def merge(self, source: DirtyBitmap) -> None:
         """Mark dirty here what is dirty in *source*; the granularities may differ, and lengths are not compared."""
         bits = source.copy_bits()
         with self._lock:
-            if bits.length > self._bits.length:
-                bits.truncate(self._bits.length)
-            self._bits.merge(bits)
+            self._join(bits)
+
+    def _join(self, bits: HBitmap) -> None:
+        # The length of a filter's node changes with the node below, which is told to the bitmaps of that node only.
+        if bits.length != self._bits.length:
+            bits.truncate(self._bits.length)
+        self._bits.merge(bits)
 
     def truncate(self, length: int) -> None:
         """The disk's length has changed: new granules are clean."""

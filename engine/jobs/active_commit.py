@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-from engine.errors import GenericError
 from engine.graph.node import Node
-from engine.graph.reopen import set_read_only
+from engine.graph.reopen import back_to_read_only, set_read_only
 from engine.jobs.mirror import MirrorJob
 from engine.jobs.mirror_settings import MirrorSettings
 from engine.jobs.mirror_start import start_mirror
@@ -16,8 +14,6 @@ from engine.jobs.types import BlockdevOnError, JobType
 
 if TYPE_CHECKING:
     from engine.jobs.manager import JobManager
-
-log = logging.getLogger("engine.jobs")
 
 
 class ActiveCommitJob(MirrorJob):
@@ -30,12 +26,8 @@ class ActiveCommitJob(MirrorJob):
     base_was_read_only = False
 
     def leave_target(self) -> None:
-        if not self.base_was_read_only:
-            return
-        try:
-            set_read_only(self._target_node, True)
-        except GenericError as exc:
-            log.warning("job %s: cannot make the base read-only again: %s", self.id, exc.desc)
+        if self.base_was_read_only:
+            back_to_read_only(self._target_node)
 
 
 def start_active_commit(
@@ -71,7 +63,7 @@ def start_active_commit(
         )
     except BaseException:
         if was_read_only:
-            set_read_only(base, True)
+            back_to_read_only(base)
         raise
     # The job ends on the control plane, after this.
     job.base_was_read_only = was_read_only

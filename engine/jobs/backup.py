@@ -98,7 +98,12 @@ class BackupJob(BlockJob):
         self._copy.skip_unallocated = sync is MirrorSyncMode.TOP
         self._copy.meter = self
         self._copy.tell_left()
-        self.add_node("target", target, Perm.NONE, Perm.ALL)
+        try:
+            self.add_node("target", target, Perm.NONE, Perm.ALL)
+        except BaseException:
+            self.release()
+            self.fail_early()
+            raise
 
     @property
     def wants_halt(self) -> bool:
@@ -193,8 +198,10 @@ class BackupJob(BlockJob):
     def clean(self) -> None:
         self._copy.meter = None
         super().clean()
-        drop_filter(self._filter)
-        self.graph.unpin(self._filter)
+        try:
+            drop_filter(self._filter)
+        finally:
+            self.graph.unpin(self._filter)
 
 
 def make_backup(
@@ -269,8 +276,10 @@ def make_backup(
         if bitmap is not None:
             bitmap.reclaim()
         if filter_node is not None:
-            drop_filter(filter_node)
-            source.graph.unpin(filter_node)
+            try:
+                drop_filter(filter_node)
+            finally:
+                source.graph.unpin(filter_node)
         raise
 
 

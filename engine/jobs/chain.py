@@ -12,7 +12,7 @@ from engine.graph.filenames import dirname_of, full_backing_name, protocol_of, r
 from engine.graph.graph import Graph
 from engine.graph.node import Node
 from engine.graph.permissions import Role
-from engine.graph.reopen import set_read_only
+from engine.graph.reopen import back_to_read_only, set_read_only
 from engine.graph.status import backing_chain_next, chain, skip_filters
 
 
@@ -180,7 +180,7 @@ def _rewrite_overlay(overlay: Node, backing_file: str, fmt: str) -> None:
         write_backing_string(overlay, backing_file, fmt)
     finally:
         if was_read_only:
-            set_read_only(overlay, True)
+            back_to_read_only(overlay)
 
 
 def insert_filter(filter_node: Node, below: Node, *, name: str) -> None:

@@ -12,7 +12,7 @@ from engine.graph.driver import Status
 from engine.graph.edge import Edge
 from engine.graph.node import Node
 from engine.graph.permissions import Perm
-from engine.graph.reopen import set_read_only
+from engine.graph.reopen import back_to_read_only, set_read_only
 from engine.graph.status import chain, find_overlay, skip_filters, status_above
 from engine.jobs.blockjob import BlockJob
 from engine.jobs.chain import drop_filter, drop_intermediate, insert_filter
@@ -176,7 +176,7 @@ class CommitJob(BlockJob):
 
     def _restore_base(self) -> None:
         if self._base_was_read_only and not self._base.read_only:
-            set_read_only(self._base, True)
+            back_to_read_only(self._base)
         self.graph.unpin(self._base)
 
     def abort(self) -> None:

@@ -63,9 +63,11 @@ def start_mirror(
             auto_dismiss=auto_dismiss,
         )
     except BaseException:
-        if inserted:
-            drop_filter(filter_node)
-        graph.unpin(filter_node)
+        try:
+            if inserted:
+                drop_filter(filter_node)
+        finally:
+            graph.unpin(filter_node)
         raise
     graph.unpin(filter_node)
     job.start()

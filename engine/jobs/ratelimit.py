@@ -36,7 +36,8 @@ class RateLimit:
         return max(self._due - self._clock(), 0.0) if self.speed else 0.0
 
     def step(self, limit: int, smallest: int) -> int:
-        """Bytes to do at once: what the speed allows in a slice, between *smallest* and *limit*."""
+        """Bytes to do at once: what the speed allows in a slice, a multiple of *smallest*, between that and *limit*."""
         if not self.speed:
             return limit
-        return max(min(int(self.speed * SLICE), limit), min(smallest, limit))
+        allowed = int(self.speed * SLICE)
+        return max(min(allowed - allowed % smallest, limit), min(smallest, limit))

@@ -14,7 +14,7 @@ from engine.graph.filenames import refresh_filename
 from engine.graph.node import Node
 from engine.graph.opening import open_node
 from engine.graph.permissions import Perm
-from engine.graph.reopen import set_read_only
+from engine.graph.reopen import back_to_read_only, set_read_only
 from engine.graph.status import chain, find_overlay, is_allocated, skip_filters, status_above
 from engine.jobs.blockjob import BlockJob
 from engine.jobs.chain import above, drop_filter, find_base, set_backing, write_backing_string
@@ -24,8 +24,8 @@ from engine.jobs.types import BlockdevOnError, BlockErrorAction, JobType
 if TYPE_CHECKING:
     from engine.jobs.manager import JobManager
 
-_CHUNK = 512 << 10
-"""Largest step in bytes, QEMU's: the progress told with an error says where the step that failed began."""
+_FIRST_STEP = 512 << 10
+"""Bytes of QEMU's steps. The progress told with an error says where the step that failed began; ours grow later on."""
 _ALLOCATED = int(Status.ALLOCATED)
 _SHARED_BELOW = Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED
 
@@ -103,7 +103,7 @@ class StreamJob(BlockJob):
                 run, wanted = self._look(offset, length - offset)
                 if wanted:
                     # Whole clusters of the layer: it would have to fetch the rest of them itself otherwise.
-                    end = offset + min(run, max(min(self.step, _CHUNK), cluster))
+                    end = offset + min(run, max(self._step_at(offset), cluster))
                     end = min(-(-end // cluster) * cluster, length)
                     run = end - offset
                     start = offset - offset % cluster
@@ -116,7 +116,7 @@ class StreamJob(BlockJob):
                 failed = failed or error
                 if action is BlockErrorAction.REPORT:
                     break
-                run = run or min(self.step, _CHUNK, length - offset)
+                run = run or min(self._step_at(offset), length - offset)
             offset += run
             self.progress(run)
             if wanted:
@@ -126,6 +126,9 @@ class StreamJob(BlockJob):
             raise failed
         # The header is about to say that the layers below are not needed: what came from them must be durable by then.
         layer.flush()
+
+    def _step_at(self, offset: int) -> int:
+        return min(self.step, max(_FIRST_STEP, offset))
 
     def _look(self, offset: int, length: int) -> tuple[int, bool]:
         """(bytes, whether they are to be copied): a run at *offset*."""
@@ -181,11 +184,12 @@ class StreamJob(BlockJob):
         self.remove_nodes(node)
         driver = node.driver
         assert isinstance(driver, CopyOnReadDriver)
-        with drained([node]):
-            # Without permissions the filter passes no flush on: no guest may meet it like that.
-            driver.deactivate()
-            drop_filter(node)
-        self.graph.unpin(node)
+        try:
+            with drained([node]):
+                driver.deactivate()
+                drop_filter(node)
+        finally:
+            self.graph.unpin(node)
 
     def abort(self) -> None:
         self._drop_filter()
@@ -194,7 +198,7 @@ class StreamJob(BlockJob):
         self._drop_filter()
         super().clean()
         if self._was_read_only:
-            set_read_only(self._top, True)
+            back_to_read_only(self._top)
         self.graph.unpin(self._top)
 
 
@@ -253,10 +257,12 @@ def start_stream(
             driver = filter_node.driver
             assert isinstance(driver, CopyOnReadDriver)
             driver.deactivate()
-            drop_filter(filter_node)
-            graph.unpin(filter_node)
+            try:
+                drop_filter(filter_node)
+            finally:
+                graph.unpin(filter_node)
         if was_read_only:
-            set_read_only(top, True)
+            back_to_read_only(top)
         raise
     # The pin of the filter goes over to the job.
     top.pins += 1
