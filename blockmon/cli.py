@@ -35,6 +35,8 @@ OPTIONS = {
     "--blockdev": Option("OPTS", "add a node: driver=D,node-name=N[,...] with dotted keys, or JSON"),
     "--drive": Option("OPTS", "make a drive as qemu-system's -drive does: file=F,if=none,id=D[,...], with its device"),
     "--device": Option("OPTS", "add a guest device: MODEL,id=N,drive=D[,...]; 'help' lists the models"),
+    "--nbd-server": Option("OPTS", "NBD server: addr.type=unix,addr.path=P or addr.type=inet,addr.host=H,..."),
+    "--export": Option("OPTS", "export a node: [type=]nbd,id=ID,node-name=N[,writable=on][,name=E], or JSON"),
     "--chardev": Option("OPTS", "make a character device for --monitor, e.g. socket,id=C,path=P,server=on,wait=off"),
     "--monitor": Option("OPTS", "run a QMP (mode=control) or HMP (mode=readline) monitor on chardev=C"),
     "--qmp": Option("ADDR", "listen for QMP clients: unix:PATH, tcp:HOST:PORT or stdio; server=off connects"),
@@ -47,7 +49,10 @@ OPTIONS = {
     "--version": Option("", "show the version"),
 }
 
-_STARTUP = ("--object", "--blockdev", "--drive", "--device", "--chardev", "--monitor", "--qmp", "--hmp")
+_STARTUP = (
+    *("--object", "--blockdev", "--drive", "--device", "--nbd-server", "--export"),
+    *("--chardev", "--monitor", "--qmp", "--hmp"),
+)
 _ALWAYS = ("--log", "--help", "--version")
 
 MODES = {
@@ -86,7 +91,7 @@ MODES = {
 # Announced, but not here yet. They are known by name so that the answer is about them and not about a missing file.
 LATER_MODES = ("connect", "doctor", "map", "where", "diff")
 LATER_OPTIONS = (
-    *("--connect", "--export", "--nbd-server", "--add-fd", "--daemonize"),
+    *("--connect", "--add-fd", "--daemonize"),
     *("--record", "--json"),
 )
 NOT_AVAILABLE = "not available in this version"

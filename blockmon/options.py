@@ -27,8 +27,8 @@ class CommonOptions:
     """File that the program's own log is written to; None for no log."""
 
     startup: list[tuple[str, str]] = field(default_factory=list)
-    """("--object" | "--blockdev" | "--chardev" | "--monitor" | "--qmp" | "--hmp", text) in the order given, in which
-    they take effect, as in qemu-storage-daemon."""
+    """("--object" | "--blockdev" | "--nbd-server" | "--export" | "--chardev" | "--monitor" | "--qmp" | "--hmp", text)
+    in the order given, in which they take effect, as in qemu-storage-daemon."""
 
     prepare: Callable[[Backend], Awaitable[None]] | None = None
     """What fills a fresh back end with more than `startup` and `images` do (the demo's chain)."""

@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from engine.devices.drive import Drives
+from engine.devices.events import Shutdown, ShutdownCause
 from engine.devices.guest import Guest
 from engine.devices.machine import Machine
 from engine.errors import GenericError, QMPError
+from engine.exports.manager import Exports
 from engine.graph.graph import Graph
 from engine.graph.node import Node
 from engine.jobs.manager import JobManager
@@ -93,10 +95,13 @@ class Engine:
         self.started_ns = time.monotonic_ns()
         self.machine = Machine(self)
         self.drives = Drives(self)
+        self.exports = Exports(self)
         self.guests: dict[str, Guest] = {}
         """Simulated guests by the name of their device."""
         self.servers: list[Server] = []
         self.on_quit: Callable[[], None] | None = None
+        self.shutdown_cause = ShutdownCause.HOST_SIGNAL
+        """What the last event, SHUTDOWN, gives as the reason."""
         self._subscribers: tuple[Subscriber, ...] = ()
         self._change_announced = False
         self._closed = False
@@ -202,8 +207,10 @@ class Engine:
             return
         loop = self.control.loop
         self.control.call(self.objects.throttle_groups.set_free)
+        self.control.call(lambda: self.emit(Shutdown(guest=False, reason=self.shutdown_cause)))
         for server in self.servers:
             asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+        asyncio.run_coroutine_threadsafe(self.exports.close(), loop).result()
         self.control.call(self._stop_guests)
         self.jobs.cancel_all()
         self.jobs.join()

@@ -92,6 +92,29 @@ async def _object(engine: Engine, text: str, announce: Callable[[str], None]) ->
     await engine.run_command("object-add", to_wire(options))
 
 
+async def _nbd_server(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
+    from engine.commands.exports import NbdServerOptions, start_nbd_server
+    from engine.exports.addresses import address_of
+    from engine.qapi.keyval import from_option
+
+    options: NbdServerOptions = from_option(NbdServerOptions, text)
+    await start_nbd_server(
+        engine,
+        address_of(options.addr),
+        options.tls_creds,
+        options.tls_authz,
+        options.max_connections,
+        inherited=True,
+    )
+
+
+async def _export(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
+    from engine.exports.options import BlockExportOptions
+    from engine.qapi.keyval import from_option
+
+    engine.exports.add(from_option(BlockExportOptions, text, "type"))
+
+
 async def _drive(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
     options = engine.drives.parse(text)
     backend = engine.drives.add(options)
@@ -119,6 +142,8 @@ _WORK: dict[str, _Work] = {
     "--object": _object,
     "--drive": _drive,
     "--device": _device,
+    "--nbd-server": _nbd_server,
+    "--export": _export,
 }
 """What the options do that need no monitor."""
 

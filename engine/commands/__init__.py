@@ -11,6 +11,7 @@ from engine.commands import (  # noqa: F401
     debuggraph,
     devices,
     events,
+    exports,
     guest,
     internal_snapshot,
     jobs,

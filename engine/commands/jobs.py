@@ -306,7 +306,8 @@ def block_commit(
     try:
         root = root_node(graph, device)
     except GenericError:
-        if graph.find_backend(device) is None and device not in graph.nodes:
+        backend = graph.find_backend(device)
+        if (backend is None or backend.root is None) and device not in graph.nodes:
             # Clients tell by the class that the command knows active commit.
             raise DeviceNotFound(f"Device '{device}' not found") from None
         raise

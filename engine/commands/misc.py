@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+from engine.devices.events import ShutdownCause
 from engine.errors import GenericError
 from engine.qapi import Enum, Feature, Int, Struct, Union, command, registry
 
@@ -53,6 +54,7 @@ def quit(engine: Engine) -> None:
     """End the program; a running job is cancelled."""
     if engine.on_quit is None:
         raise GenericError("The program that runs this engine does not end at 'quit'")
+    engine.shutdown_cause = ShutdownCause.HOST_QMP_QUIT
     engine.on_quit()
 
 

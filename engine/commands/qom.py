@@ -1,12 +1,12 @@
-"""The tree of objects as QOM shows it, as far as there is one here: the root, ``/objects``, and what is in it."""
+"""The tree of objects as QOM shows it, as far as there is one: ``/objects`` and ``/machine``, and what is in them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from engine.devices.qom import DeviceObject, MachineObject, find_devices, machine_tree
 from engine.errors import DeviceNotFound, GenericError
 from engine.objects.base import UserObject, types
-from engine.objects.store import Objects
 from engine.qapi import Struct, command
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ObjectTypeInfo(Struct):
 class Container:
     """The root, or ``/objects``."""
 
-    def __init__(self, path: str, children: dict[str, Container | UserObject]) -> None:
+    def __init__(self, path: str, children: dict[str, Found]) -> None:
         self.path = path
         self.children = children
 
@@ -68,31 +68,41 @@ class Container:
         raise GenericError(f"Property 'container.{name}' is not writable")
 
 
-def _root(objects: Objects) -> Container:
-    if not objects.has_container:
-        return Container("", {})
-    return Container("", {"objects": Container("/objects", {found.id: found for found in objects.all()})})
+Found: TypeAlias = Container | UserObject | DeviceObject | MachineObject
+"""What a path can lead to."""
 
 
-def _descend(start: Container | UserObject, parts: list[str]) -> Container | UserObject | None:
-    current: Container | UserObject | None = start
+def _root(engine: Engine) -> Container:
+    objects = engine.objects
+    below: dict[str, Found] = {}
+    machine = machine_tree(engine.machine)
+    if machine is not None:
+        below["machine"] = machine
+    if objects.has_container:
+        below["objects"] = Container("/objects", {found.id: found for found in objects.all()})
+    return Container("", below)
+
+
+def _descend(start: Found, parts: list[str]) -> Found | None:
+    current: Found | None = start
     for part in parts:
-        current = current.children.get(part) if isinstance(current, Container) else None
+        current = None if current is None or isinstance(current, UserObject) else current.children.get(part)
     return current
 
 
-def resolve(objects: Objects, path: str, *, tell_ambiguous: bool = False) -> Container | UserObject:
+def resolve(engine: Engine, path: str, *, tell_ambiguous: bool = False) -> Found:
     """What *path* means: from the root when it begins with a slash, else from anywhere. Errors: DeviceNotFound.
 
     tell_ambiguous: a path that means several is an error of its own.
     """
-    root = _root(objects)
+    root = _root(engine)
     parts = [part for part in path.split("/") if part]
     if path.startswith("/"):
-        found = _descend(root, parts)
+        found = _descend(root, parts) or next(iter(find_devices(engine.machine, path)), None)
     else:
-        starts = [root, *root.children.values(), *objects.all()]
+        starts = [root, *root.children.values(), *engine.objects.all()]
         every = [match for start in starts if (match := _descend(start, parts)) is not None]
+        every += find_devices(engine.machine, path)
         if (tell_ambiguous and len(every) > 1) or not parts:
             if tell_ambiguous:
                 raise GenericError(f"Path '{path}' is ambiguous")
@@ -109,7 +119,7 @@ def qom_list(engine: Engine, *, path: str) -> list[ObjectPropertyInfo]:
 
     path: the object, ``/objects/ID`` or a part that is enough to find it
     """
-    found = resolve(engine.objects, path, tell_ambiguous=True)
+    found = resolve(engine, path, tell_ambiguous=True)
     return [ObjectPropertyInfo(name=name, type=kind) for name, kind in found.property_types().items()]
 
 
@@ -120,7 +130,7 @@ def qom_get(engine: Engine, *, path: str, property: str) -> Any:
     path: the object
     property: name of the property
     """
-    return resolve(engine.objects, path).get_property(property)
+    return resolve(engine, path).get_property(property)
 
 
 @command(since="1.2", allow_preconfig=True)
@@ -131,7 +141,7 @@ def qom_set(engine: Engine, *, path: str, property: str, value: Any) -> None:
     property: name of the property
     value: its new value
     """
-    resolve(engine.objects, path).set_property(property, value)
+    resolve(engine, path).set_property(property, value)
 
 
 def _type_infos() -> dict[str, tuple[ObjectTypeInfo, tuple[str, ...]]]:

@@ -10,7 +10,7 @@ from engine.errors import GenericError
 from engine.graph.backend import BlockBackend
 from engine.graph.broken import BrokenDriver
 from engine.graph.filenames import full_backing_name, refresh_filename
-from engine.graph.info import ImageInfoSpecific, SnapshotInfo
+from engine.graph.info import ImageInfo, ImageInfoSpecific
 from engine.graph.internal_snapshots import snapshots_below
 from engine.graph.node import Node
 from engine.graph.options import BlockdevDetectZeroesOptions
@@ -25,25 +25,6 @@ if TYPE_CHECKING:
 
 SECTOR = 512
 """Lengths are told in whole sectors, as QEMU has them."""
-
-
-class ImageInfo(Struct):
-    """Facts of an image. Sizes are bytes; actual_size is what it takes on the host, backing files not included."""
-
-    filename: str
-    format: str
-    dirty_flag: bool | None = None
-    actual_size: Int | None = None
-    virtual_size: Int
-    cluster_size: Int | None = None
-    encrypted: bool | None = None
-    compressed: bool | None = None
-    backing_filename: str | None = None
-    full_backing_filename: str | None = None
-    backing_filename_format: str | None = None
-    snapshots: list[SnapshotInfo] | None = None
-    backing_image: ImageInfo | None = None
-    format_specific: ImageInfoSpecific | None = None
 
 
 class BlockdevCacheInfo(Struct):

@@ -22,6 +22,7 @@ from engine.devices.properties import UNSET, as_text
 from engine.errors import DeviceNotFound, GenericError
 from engine.graph.backend import BlockBackend
 from engine.graph.graph import id_wellformed
+from engine.graph.iothreads import set_iothread
 from engine.graph.permissions import Perm
 from engine.objects.iothread import IOThread
 
@@ -132,7 +133,8 @@ class Adding:
         if model.kind is Kind.CONTROLLER:
             if model.is_virtio:
                 check_controller(device.values)
-            (device.part or device).buses.append(Bus(self._bus_name(device, model.gives), model.gives))
+            bus = Bus(self._bus_name(device, model.gives), model.gives, iothread=device.iothread)
+            (device.part or device).buses.append(bus)
             return
         graph = self._engine.graph
         if model.name == "nvme":
@@ -180,6 +182,13 @@ class Adding:
             merges=values.get("request-merging", False),
             sector=values["logical_block_size"] or 512,
         )
+        # As in QEMU: a virtio-blk device's own iothread takes over only when its guest drives it in earnest.
+        wanted = device.bus.iothread if device.bus is not None else None
+        node = backend.root.child if backend.root is not None else None
+        before = node.iothread if node is not None else None
+        if node is not None:
+            set_iothread(node, wanted, asked_by=backend)
+        backend.iothread = wanted
         former = backend.perm, backend.shared
         disk = Disk(self._engine, backend, traits, label=inner.label, title=device.label, share_rw=values["share-rw"])
         try:
@@ -196,7 +205,10 @@ class Adding:
         except BaseException:
             backend.device = None
             backend.io_status_enabled = False
+            backend.iothread = None
             backend.take(*former)
+            if node is not None:
+                set_iothread(node, before, asked_by=backend)
             raise
         self._configure(backend, values)
         backend.model = model.name

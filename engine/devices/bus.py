@@ -51,12 +51,15 @@ class Device:
 
 @dataclass(eq=False)
 class Bus:
-    """A bus. type: what plugs into it. asks_guest: whether the guest has a say in unplugging."""
+    """A bus. type: what plugs into it. asks_guest: whether the guest has a say in unplugging. iothread: where the nodes
+    of its disks have to be.
+    """
 
     name: str
     type: str
     devices: list[Device] = field(default_factory=list)
     asks_guest: bool = False
+    iothread: IOThread | None = None
 
     def buses(self) -> Iterator[Bus]:
         """This bus and those of its devices, newest device first."""

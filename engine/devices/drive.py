@@ -17,6 +17,7 @@ from engine.graph.filenames import protocol_of
 from engine.graph.node import Node
 from engine.graph.opening import open_node
 from engine.graph.permissions import Perm
+from engine.graph.populate import copy_on_read
 from engine.qapi.keyval import crumple
 from engine.qapi.opts import parse_opts
 from engine.throttle.backends import set_limits
@@ -115,17 +116,13 @@ class Drives:
             # The image becomes the backing file of a temporary overlay, hence is not written to.
             given["read-only"], given["auto-read-only"] = True, False
         given = _with_aio(given, options)
-        filename = _merge_filename(given, options.filename)
-        node = open_node(graph, given, filename=filename)
+        node = open_node(graph, given, filename=options.filename)
         try:
             if options.snapshot:
                 node = self._cover(node, self._temporary_overlay(node, options))
             node.detect_zeroes = options.detect_zeroes
             if options.copy_on_read:
-                above = open_node(graph, {"driver": "copy-on-read", "file": node.name})
-                above.implicit = True
-                graph.unpin(node)
-                node = above
+                copy_on_read(node)
         except BaseException:
             graph.unpin(node)
             raise
@@ -244,14 +241,3 @@ def _with_aio(given: dict[str, Any], options: DriveOptions) -> dict[str, Any]:
 def _is_plain(filename: str | None) -> bool:
     """Whether a file name is a path, without a protocol in front that may be one of another driver."""
     return filename is None or (not filename.startswith("json:") and protocol_of(filename) is None)
-
-
-def _merge_filename(given: dict[str, Any], filename: str | None) -> str | None:
-    """Put *filename* among the options of the file child where there are any. Errors: GenericError."""
-    file = given.get("file")
-    if filename is None or not isinstance(file, dict):
-        return filename
-    if "filename" in file:
-        raise GenericError("Can't specify 'file' and 'filename' options at the same time")
-    given["file"] = {**file, "filename": filename}
-    return None

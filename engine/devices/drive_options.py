@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from engine.errors import GenericError
 from engine.graph.graph import id_wellformed
+from engine.graph.options import CACHE_MODES
 from engine.qapi import scalars
 from engine.qapi.keyval import crumple
 from engine.qapi.opts import option_bool, option_number, parse_opts
@@ -36,15 +37,6 @@ _RENAMES: Final = {
     "group": "throttling.group",
     "readonly": "read-only",
 }
-_CACHE_MODES: Final = {
-    "off": (True, False, True),
-    "none": (True, False, True),
-    "directsync": (True, False, False),
-    "writeback": (False, False, True),
-    "unsafe": (False, True, True),
-    "writethrough": (False, False, False),
-}
-"""cache=: (cache.direct, cache.no-flush, cache.writeback)."""
 _UINT_MAX: Final = (1 << 32) - 1
 
 
@@ -127,10 +119,10 @@ def _spread_cache_mode(given: dict[str, str]) -> None:
     mode = given.pop("cache", None)
     if mode is None:
         return
-    if mode not in _CACHE_MODES:
+    if mode not in CACHE_MODES:
         raise GenericError("invalid cache option")
     names = ("cache.direct", "cache.no-flush", "cache.writeback")
-    for name, value in zip(names, _CACHE_MODES[mode], strict=True):
+    for name, value in zip(names, CACHE_MODES[mode], strict=True):
         given.setdefault(name, "on" if value else "off")
 
 

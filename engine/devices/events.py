@@ -23,6 +23,14 @@ class ShutdownCause(Enum):
 
 
 @event
+class Shutdown(Struct, name="SHUTDOWN"):
+    """The machine ends, and the program with it. guest: whether the guest wanted that."""
+
+    guest: bool
+    reason: ShutdownCause
+
+
+@event
 class Stop(Struct, name="STOP"):
     """The guests have stopped."""
 

@@ -15,6 +15,7 @@ from engine.devices.events import DeviceDeleted
 from engine.devices.runstate import Execution
 from engine.errors import DeviceNotFound, GenericError
 from engine.graph.backend import BlockBackend
+from engine.graph.iothreads import set_iothread
 from engine.graph.permissions import Perm
 from engine.jobs.types import BlockDeviceIoStatus
 
@@ -200,6 +201,10 @@ class Machine:
 
     def _release(self, disk: Disk) -> None:
         disk.close()
+        root, backend = disk.backend.root, disk.backend
+        if root is not None and backend.iothread is not None:
+            with suppress(GenericError):  # others that can't move keep it there
+                set_iothread(root.child, None, asked_by=backend)
         # A back end made by -drive goes with its device too, as in QEMU.
         self.engine.graph.remove_backend(disk.backend)
 
@@ -219,6 +224,11 @@ class Machine:
 
     def _disks(self) -> Iterator[Disk]:
         return (device.disk for device in list(self._devices.values()) if device.disk is not None)
+
+    @property
+    def media(self) -> list[Node]:
+        """The nodes that guests use."""
+        return [disk.backend.root.child for disk in self._disks() if disk.backend.root is not None]
 
     @property
     def settled(self) -> bool:

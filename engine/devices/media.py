@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import DeviceNotFound, GenericError
 from engine.graph.backend import BlockBackend, GuestDevice
 from engine.graph.blockers import Op
+from engine.graph.change import Transaction, move, refresh_permissions
+from engine.graph.drain import drained
+from engine.graph.iothreads import set_iothread
 from engine.graph.opening import open_node
 from engine.qapi import Enum
 
@@ -126,6 +129,8 @@ def insert_medium(engine: Engine, backend: BlockBackend, node: Node) -> None:
         raise GenericError("Tray of the device is not open")
     if backend.root is not None:
         raise GenericError("There already is a medium in the device")
+    if backend.device is not None:
+        set_iothread(node, backend.iothread, asked_by=backend)
     engine.graph.insert(backend, node)
     if device is None:
         try:
@@ -134,6 +139,20 @@ def insert_medium(engine: Engine, backend: BlockBackend, node: Node) -> None:
             with _quiet(backend):
                 engine.graph.eject(backend)
             raise
+
+
+def swap_node(backend: BlockBackend, node: Node) -> None:
+    """Put *node* under a device in use, in the place of its present one. Errors: GenericError."""
+    edge = backend.root
+    if edge is None:
+        raise GenericError("There is no medium in the device")
+    old = edge.child
+    if old is node:
+        return
+    with drained([old, node]), Transaction() as txn:
+        move(txn, edge, node)
+        refresh_permissions(txn, [old, node])
+    node.graph.changed()
 
 
 def node_to_insert(graph: Graph, name: str) -> Node:

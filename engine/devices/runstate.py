@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.devices.events import Reset, Resume, ShutdownCause, Stop
+from engine.graph.drain import drained
 from engine.qapi import Enum
+from engine.throttle.group import unthrottled
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -74,6 +76,11 @@ class Execution:
                 return
             self.running = False
             self.state = state
+        media = machine.media
+        # Neither a limit nor a fault injected on purpose may hold up the control plane for as long as it likes.
+        with drained(media):
+            pass
+        with unthrottled(media), self._changed:
             self._changed.wait_for(lambda: machine.settled)
         self._engine.emit(Stop())
         machine.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +18,7 @@ from engine.graph.permissions import Perm
 if TYPE_CHECKING:
     from engine.graph.edge import Edge
     from engine.graph.node import Node
+    from engine.objects.iothread import IOThread
 
 _FUA = int(WriteFlag.FUA)
 _BEYOND = int(Status.EOF | Status.ZERO)
@@ -111,12 +113,23 @@ class BlockBackend:
         self._drains = 0
         self.fixed_iothread = False
         """The user can't follow its node to another iothread (a guest device never can)."""
+        self.iothread: IOThread | None = None
+        """Where the guest device wants its node."""
         self.on_read_error = "report"
         self.on_write_error = "enospc"
         self.io_status_enabled = False
         self.io_status = "ok"
         self._description = description
         self.resized = False
+        self.served = ""
+        """Id of the export that it serves."""
+        self.on_eject: list[Callable[[], None]] = []
+        """Called when the medium goes: what depends on it has to end."""
+
+    @property
+    def stays_in_iothread(self) -> bool:
+        """Whether it can't follow its node to another iothread."""
+        return self.fixed_iothread or self.device is not None
 
     def take(self, perm: Perm, shared: Perm) -> None:
         """Change the permissions taken and shared. Control plane. Errors: GenericError, nothing changed then."""
@@ -155,9 +168,9 @@ class BlockBackend:
 
     @property
     def title(self) -> str:
-        """What people call it: the name, or else the id of the guest device it serves."""
+        """What people call it: the name, or else the id of the guest device or export it serves."""
         if self.name or self.device is None:
-            return self.name
+            return self.name or self.served
         return self.device.title
 
     @property

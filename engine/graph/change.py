@@ -24,13 +24,19 @@ class Transaction:
 
     def __init__(self) -> None:
         self._steps: list[tuple[Callable[[], None] | None, Callable[[], None] | None]] = []
+        self._undone: dict[Callable[[], None], None] = {}
 
     def add(self, *, commit: Callable[[], None] | None = None, undo: Callable[[], None] | None = None) -> None:
         self._steps.append((commit, undo))
 
+    def when_undone(self, function: Callable[[], None]) -> None:
+        """Call *function* once after all steps were undone, if they are: when it sees the graph as it was before."""
+        self._undone[function] = None
+
     def commit(self) -> None:
         """Make all steps final, in the order they were added."""
         steps, self._steps = self._steps, []
+        self._undone.clear()
         for commit, _ in steps:
             if commit is not None:
                 commit()
@@ -41,6 +47,9 @@ class Transaction:
         for _, undo in reversed(steps):
             if undo is not None:
                 undo()
+        last, self._undone = self._undone, {}
+        for function in last:
+            function()
 
     def __enter__(self) -> Transaction:
         return self
@@ -129,7 +138,6 @@ def attach(
         parent.children[name] = edge
     if holder is not None:
         holder(edge)
-    follow(txn, edge)
 
     def undo() -> None:
         if isinstance(parent, Node):
@@ -139,6 +147,7 @@ def attach(
         _unlink(edge)
 
     txn.add(undo=undo)
+    follow(txn, edge)
     return edge
 
 
@@ -159,14 +168,26 @@ def linked(start: Node) -> list[Node]:
 
 
 def follow(txn: Transaction, edge: Edge) -> None:
-    """*edge* is new: linked nodes share one iothread, so the child's side moves to the parent's."""
+    """*edge* is new: linked nodes share one iothread, so the child's side moves to the parent's, or, when a guest
+    device holds the child's side where it is, the parent's to the child's. Errors: GenericError (both are held).
+    """
     parent, child = edge.parent, edge.child
     if not isinstance(parent, Node) or parent.iothread is child.iothread:
         return
-    wanted = parent.iothread
-    for node in linked(child):
+    wanted, other = parent.iothread, child.iothread
+    nodes = linked(child)
+    if any(node.iothread is other and _stays(node) for node in nodes):
+        if any(node.iothread is wanted and _stays(node) for node in nodes):
+            raise GenericError("Cannot change iothread of active block backend")
+        wanted = other
+    for node in nodes:
         before, node.iothread = node.iothread, wanted
         txn.add(undo=partial(setattr, node, "iothread", before))
+
+
+def _stays(node: Node) -> bool:
+    """Whether a user of *node* can't follow it to another iothread."""
+    return any(getattr(edge.parent, "stays_in_iothread", False) for edge in node.parents)
 
 
 def detach(txn: Transaction, edge: Edge, *, holder: Callable[[Edge | None], None] | None = None) -> None:
@@ -205,7 +226,6 @@ def move(txn: Transaction, edge: Edge, to: Node, *, check_frozen: bool = True) -
     if isinstance(edge.parent, Node):
         # As in QEMU a moved edge counts as the newest of its parent; this shows in x-debug-query-block-graph.
         edge.parent.children[edge.name] = edge.parent.children.pop(edge.name)
-    follow(txn, edge)
 
     def undo() -> None:
         _relink(edge, old)
@@ -213,6 +233,7 @@ def move(txn: Transaction, edge: Edge, to: Node, *, check_frozen: bool = True) -
         old.parents.insert(position, edge)
 
     txn.add(commit=lambda: old.graph.release_if_unused(old), undo=undo)
+    follow(txn, edge)
 
 
 def replace_node(txn: Transaction, old: Node, new: Node, *, auto_skip: bool = True) -> list[Edge]:
@@ -270,8 +291,9 @@ def _check_conflicts(node: Node) -> None:
     taken, shared = node.cumulative_permissions()
     if not taken & ~shared:
         return
-    for a in node.parents:
-        for b in node.parents:
+    # The newest first, as in QEMU: where several conflict it shows which one is told.
+    for b in reversed(node.parents):
+        for a in reversed(node.parents):
             if a is b:
                 continue
             conflict = a.perm & ~b.shared
@@ -324,7 +346,8 @@ def refresh_permissions(txn: Transaction, nodes: Iterable[Node]) -> None:
                     "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment"
                 )
         driver = node.driver
-        txn.add(commit=partial(driver.set_permissions, taken, shared), undo=driver.abort_permissions)
+        txn.add(commit=partial(driver.set_permissions, taken, shared))
+        txn.when_undone(driver.abort_permissions)
         driver.check_permissions(taken, shared, writable=writable)
         for edge in node.children.values():
             perm, share = driver.child_permissions(edge, taken, shared, writable=writable)
@@ -361,8 +384,8 @@ def loosen(nodes: Iterable[Node]) -> None:
     try:
         with Transaction() as txn:
             refresh_permissions(txn, [node for node in nodes if not node.closed])
-    except GenericError:
-        log.exception("permissions that are not needed any more stay taken")
+    except GenericError as exc:
+        log.warning("permissions that are not needed any more stay taken: %s", exc.desc)
 
 
 # -- freezing ------------------------------------------------------------------------------------------------------

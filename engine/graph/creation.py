@@ -67,14 +67,15 @@ def create_image(
         raise GenericError(f"Format driver '{fmt}' does not support image creation")
     if protocol.CreateOptions is None:
         raise GenericError(f"Protocol driver '{protocol.name}' does not support image creation")
-    options: dict[str, object] = {"size": size}
+    options: dict[str, object] = {"size": cls.creatable_size(size)}
     if backing_file is not None:
-        if "backing-file" not in {member.name for member in cls.CreateOptions.qapi_members()}:
+        known = {member.name for member in cls.CreateOptions.qapi_members()}
+        if "backing-file" not in known:
             raise GenericError(f"Backing file not supported for file format '{fmt}'")
         if backing_file == filename:
             raise GenericError("Error: Trying to create an image with the same filename as the backing file")
         options["backing-file"] = backing_file
-        if backing_format is not None:
+        if backing_format is not None and "backing-fmt" in known:  # qcow's header has no room for it
             options["backing-fmt"] = backing_format
     place = protocol.parse_filename(filename)
     if cls is protocol:

@@ -67,6 +67,8 @@ class Driver(abc.ABC):
     """Name on the wire: the BlockdevDriver value."""
     Options: ClassVar[type[Struct]]
     """The branch of BlockdevOptions: options of this driver alone (children included)."""
+    OpenOptions: ClassVar[type[Struct] | None] = None
+    """What open() gets, for drivers that take more from file names and drives than blockdev-add can say."""
     CreateOptions: ClassVar[type[Struct] | None] = None
     """The branch of BlockdevCreateOptions, for drivers that can create images."""
     AmendOptions: ClassVar[type[Struct] | None] = None
@@ -260,6 +262,14 @@ class Driver(abc.ABC):
     def exact_filename(self) -> str | None:
         """The plain name that would open this node again, for drivers that make it up themselves."""
         return None
+
+    @classmethod
+    def creatable_size(cls, size: int) -> int:
+        """Virtual size, in bytes, that an image made by file name for *size* bytes gets: the next that there can be.
+
+        blockdev-create doesn't round. Errors: GenericError.
+        """
+        return -(-size // 512) * 512
 
     @classmethod
     def create(cls, options: Any, context: CreateContext) -> None:

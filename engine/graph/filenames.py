@@ -15,6 +15,7 @@ from engine.errors import GenericError
 from engine.graph.driver import Driver, drivers
 from engine.graph.node import Node
 from engine.qapi import keyval
+from engine.qapi.member_order import as_walked
 
 FILENAME_MAX = 4096
 """Size of QEMU's file name buffers in bytes; longer generated names are cut and end in '...'."""
@@ -40,10 +41,10 @@ def find_protocol(filename: str, *, parse: bool = True) -> type[Driver]:
     prefix = protocol_of(filename) if parse else None
     if prefix is None:
         return drivers["file"]
-    for driver in drivers.values():
-        if driver.protocol_prefix == prefix:
-            return driver
-    raise GenericError(f"Unknown protocol '{prefix}'")
+    driver = drivers.by_prefix(prefix)
+    if driver is None:
+        raise GenericError(f"Unknown protocol '{prefix}'")
+    return driver
 
 
 def parse_json_filename(filename: str) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def refresh_filename(node: Node) -> None:
         if backing is not None:
             node.backing_overridden = not _is_backing_of_header(node, backing.child)
         else:
-            node.backing_overridden = bool(node.auto_backing_file) and node.no_backing
+            node.backing_overridden = bool(node.auto_backing_file)
     strong = _strong_options(node)
     options: dict[str, Any] = {"driver": driver.name, **strong}
     listed = driver.children_options()
@@ -142,7 +143,7 @@ def refresh_filename(node: Node) -> None:
     if exact:
         node.filename = exact
     else:
-        text = "json:" + json.dumps(options)
+        text = "json:" + json.dumps(as_walked(options))
         node.filename = text if len(text) < FILENAME_MAX else text[: FILENAME_MAX - 4] + "..."
 
 

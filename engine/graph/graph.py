@@ -163,6 +163,8 @@ class Graph:
         edge = backend.root
         if edge is None:
             return
+        while backend.on_eject:
+            backend.on_eject.pop()()
 
         def hold(value: Edge | None) -> None:
             backend.root = value

@@ -28,3 +28,22 @@ class SnapshotInfo(Struct):
     vm_clock_sec: Int
     vm_clock_nsec: Int
     icount: Int | None = None
+
+
+class ImageInfo(Struct):
+    """Facts of an image. Sizes are bytes; actual_size is what it takes on the host, backing files not included."""
+
+    filename: str
+    format: str
+    dirty_flag: bool | None = None
+    actual_size: Int | None = None
+    virtual_size: Int
+    cluster_size: Int | None = None
+    encrypted: bool | None = None
+    compressed: bool | None = None
+    backing_filename: str | None = None
+    full_backing_filename: str | None = None
+    backing_filename_format: str | None = None
+    snapshots: list[SnapshotInfo] | None = None
+    backing_image: ImageInfo | None = None
+    format_specific: ImageInfoSpecific | None = None

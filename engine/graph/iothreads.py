@@ -23,14 +23,17 @@ def has_backend(node: Node) -> bool:
     return bool(_users(node))
 
 
-def set_iothread(node: Node, iothread: IOThread | None) -> None:
-    """Move *node* and all nodes linked with it to *iothread*. Errors: GenericError (a user that can't follow)."""
+def set_iothread(node: Node, iothread: IOThread | None, *, asked_by: BlockBackend | None = None) -> None:
+    """Move *node* and all nodes linked with it to *iothread*, which *asked_by* works in, if given.
+
+    Errors: GenericError (a user that can't follow).
+    """
     if node.iothread is iothread:
         return
     nodes = linked(node)
     for each in nodes:
         for user in _users(each):
-            if user.fixed_iothread or user.device is not None:
+            if user is not asked_by and user.stays_in_iothread:
                 raise GenericError("Cannot change iothread of active block backend")
     with drained(nodes):
         for each in nodes:

@@ -45,6 +45,8 @@ class Context:
     """(st_dev, st_ino) of the images above, to recognise a chain that bites its tail."""
     no_backing: bool = False
     """No backing images are opened."""
+    for_check: bool = False
+    """The image is to be checked, and may need it (Opening.for_check)."""
 
 
 @dataclass
@@ -73,20 +75,22 @@ def open_node(
     policy: OpenPolicy | None = None,
     naming: Naming | None = None,
     no_backing: bool = False,
+    for_check: bool = False,
 ) -> Node:
     """Open a node by options (wire names, nested) and/or file name, or find the one named by a string.
 
-    no_backing: leave the backing image out, whatever the format. The node comes back pinned: attach it or make the
+    no_backing: leave the backing image out, whatever the format. for_check: open it to be checked, though it may not
+    have been closed properly. The node comes back pinned: attach it or make the
     monitor own it, then ``graph.unpin(node)``. Errors: GenericError.
     """
-    context = Context(graph, policy or graph.policy, naming, no_backing=no_backing)
+    context = Context(graph, policy or graph.policy, naming, no_backing=no_backing, for_check=for_check)
     return _open(context, options, filename, Inherited())
 
 
 def _open(context: Context, options: Mapping[str, Any] | str, filename: str | None, inherited: Inherited) -> Node:
     graph = context.graph
     if isinstance(options, str):
-        node = graph.find_either(options)
+        node = _existing(graph, options)
         node.pins += 1
         return node
     given = filenames.nested(options)
@@ -124,8 +128,8 @@ def _open(context: Context, options: Mapping[str, Any] | str, filename: str | No
     try:
         opener.run()
     except OSError as exc:
-        _abandon(node)
         shown = opener.shown_name()
+        _abandon(node)
         raise GenericError(f"Could not open '{shown}': {os_error_text(exc)}") from exc
     except BaseException:
         _abandon(node)
@@ -155,6 +159,8 @@ def _open_and_probe(
         if "filename" not in effective:
             raise GenericError("Must specify either driver or file")
         filename = effective.pop("filename")
+    elif filename is not None and child_options:
+        child_options, filename = _with_filename(child_options, filename), None
     parent = Inherited(
         options={k: v for k, v in effective.items() if k in ("read-only", "auto-read-only", "cache", "force-share")}
         | {"discard": "unmap"},
@@ -232,6 +238,16 @@ def _prepare_node(
     return node
 
 
+def _existing(graph: Graph, name: str) -> Node:
+    """The node of that name, or of the device. Errors: GenericError, also where it is just being opened: what is below
+    it can't be on top of it.
+    """
+    node = graph.find_either(name)
+    if not node.opened and not node.parents:
+        raise GenericError(f"Node '{name}' would be a child of itself")
+    return node
+
+
 def _names_image(options: Mapping[str, Any]) -> bool:
     """Whether options of a backing child tell which image it is, so that the header's name isn't needed."""
     file = options.get("file")
@@ -288,6 +304,10 @@ class _Opener:
     def read_only(self) -> bool:
         return self.node.read_only
 
+    @property
+    def for_check(self) -> bool:
+        return self.context.for_check
+
     def shown_name(self) -> str:
         name = self.effective.get("filename") or self.filename
         if not name and self.file_node is not None:
@@ -314,7 +334,7 @@ class _Opener:
             own["file"] = self.file_node.name
         elif not driver.is_protocol and self.filename:
             own["file"] = _with_filename(own.get("file"), self.filename)
-        known = {member.name for member in driver.Options.qapi_members()}
+        known = {member.name for member in (driver.OpenOptions or driver.Options).qapi_members()}
         backing = own.pop("backing", _ABSENT) if driver.supports_backing else _ABSENT
         for key in own:
             if key not in known:
@@ -355,7 +375,7 @@ class _Opener:
                 raise GenericError(f'A block device must be specified for "{name}"')
             return None
         if isinstance(value, str):
-            child = self.context.graph.find_either(value)
+            child = _existing(self.context.graph, value)
             child.pins += 1
             if child is self.file_node:
                 # Opened for this node, only earlier, so that its format could be probed.
@@ -367,7 +387,8 @@ class _Opener:
                     child_filename: str | None = filename
                 else:
                     child_filename = None
-                    options.setdefault("driver", "file")
+                    self.context.policy.check(self.node.name, name, filename, self.context.depth)
+                    options.setdefault("driver", filenames.find_protocol(filename, parse=False).name)
                     options["filename"] = filename
             elif "driver" not in options and isinstance(options.get("filename"), str):
                 child_filename = options.pop("filename")
@@ -391,7 +412,10 @@ class _Opener:
 
     def _child_value(self, name: str) -> Any:
         head, dot, number = name.rpartition(".")
-        return self.own[head][int(number)] if dot else self.own.get(name)
+        if not dot:
+            return self.own.get(name)
+        # A list that the options don't have is one that the driver makes up (the extents a vmdk image names).
+        return self.own[head][int(number)] if head in self.own else None
 
     def _inherit(self, *, cow: bool) -> dict[str, Any]:
         node = self.node
@@ -432,7 +456,7 @@ class _Opener:
             child = self._backing_child(given)
         except GenericError as exc:
             if not self.context.policy.tolerate_broken:
-                raise GenericError(f"Could not open backing file: {exc.desc}") from exc
+                raise GenericError(f"Could not open backing file: {exc.desc}", exc.hint) from exc
             child = self._placeholder()
             node.broken_links["backing"] = (child.filename, exc.desc)
         if child is None:
@@ -498,12 +522,14 @@ def open_backing_file(node: Node) -> None:
 
 
 def typed_options(driver: Driver, options: Mapping[str, Any]) -> Struct:
-    """An instance of the driver's ``Options``. Strings stand for numbers and switches too, as in a ``json:`` name.
+    """An instance of the driver's ``OpenOptions`` or ``Options``.
 
-    Children are not looked at: they are opened, with their own checks, by open_child(). Errors: GenericError.
+    Strings stand for numbers and switches too, as in a ``json:`` name. Children are not looked at: they are opened,
+    with their own checks, by open_child(). Errors: GenericError.
     """
     values: dict[str, Any] = {}
-    for member in driver.Options.qapi_members():
+    kind = driver.OpenOptions or driver.Options
+    for member in kind.qapi_members():
         if member.name in driver.child_options:
             values[member.attr] = "-"
         elif member.name in options:
@@ -512,10 +538,27 @@ def typed_options(driver: Driver, options: Mapping[str, Any]) -> Struct:
                 # Text is read as the old option syntax has it, where a number of bytes may have a suffix.
                 value = scalars.parse_size(value) if scalars.read_integer(value) is None else value
                 value = options[member.name] if value is None else value
-            values[member.attr] = from_wire(member.type, value, name=member.name, keyval=isinstance(value, str))
+            if isinstance(value, (Mapping, list)):
+                value = _as_text(value)
+            keyval = isinstance(value, (str, Mapping, list))
+            values[member.attr] = from_wire(member.type, value, name=member.name, keyval=keyval)
         elif not member.optional:
             raise GenericError(f"Parameter '{member.name}' is missing")
-    return driver.Options(**values)
+    return kind(**values)
+
+
+def _as_text(value: Any) -> Any:
+    """Nested options with every number and switch as the text for it, which some of them may be already."""
+    match value:
+        case Mapping():
+            return {key: _as_text(item) for key, item in value.items()}
+        case list():
+            return [_as_text(item) for item in value]
+        case bool():
+            return "on" if value else "off"
+        case int() | float():
+            return str(value)
+    return value
 
 
 def _identity(node: Node) -> tuple[int, int] | None:

@@ -5,9 +5,19 @@ Drivers add their own branches (``engine.graph.driver.register``).
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 from engine.qapi import Alternate, Enum, Null, Struct, Union
+
+CACHE_MODES: Final = {
+    "off": (True, False, True),
+    "none": (True, False, True),
+    "directsync": (True, False, False),
+    "writeback": (False, False, True),
+    "unsafe": (False, True, True),
+    "writethrough": (False, False, False),
+}
+"""What the old names of cache modes mean: (cache.direct, cache.no-flush, cache.writeback)."""
 
 
 class BlockdevDiscardOptions(Enum):

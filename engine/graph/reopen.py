@@ -7,6 +7,7 @@ the parent that is reopened; in force before (again only where they are kept); t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from engine.graph.opening import typed_options
 from engine.graph.permissions import Role
 from engine.graph.status import skip_implicit_filters
 from engine.qapi.keyval import crumple, flatten
+
+log = logging.getLogger("engine.graph")
 
 _RESETTABLE = frozenset(
     {"node-name", "discard", "cache.direct", "cache.no-flush", "read-only", "auto-read-only", "detect-zeroes"}
@@ -104,8 +107,6 @@ class ReopenQueue:
             try:
                 with Transaction() as txn:
                     for state in states:
-                        if state.node.ejected:
-                            raise GenericError(f"Block device {state.node.name} is ejected")
                         if state.node.ejected:
                             # QEMU 7.2 dies of this.
                             raise GenericError(f"Block device {state.node.name} is ejected")
@@ -335,3 +336,11 @@ def set_read_only(node: Node, read_only: bool) -> None:
     """Make *node* read-only or writable, with the children opened for it; all else stays. Errors: GenericError."""
     if node.read_only != read_only:
         reopen(node, {"read-only": read_only}, keep_old=True)
+
+
+def back_to_read_only(node: Node) -> None:
+    """Make *node* read-only again after an operation that needed it writable. Who writes to it since keeps it so."""
+    try:
+        set_read_only(node, True)
+    except GenericError as exc:
+        log.warning("node %s stays writable: %s", node.name, exc.desc)

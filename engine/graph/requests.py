@@ -10,6 +10,7 @@ import abc
 import errno
 import os
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from engine.bitmaps.dirty import bitmaps_of
@@ -73,6 +74,8 @@ class RequestPath(abc.ABC):
         self.readers: Readers | None = None
         """Where reads are seen while somebody waits for them (track_reads)."""
         self._read_trackings = 0
+        self.before_read: Callable[[int, int], None] | None = None
+        """Called with the offset and length of each read first (copy-on-read without a filter)."""
         self.trackers: tuple[WriteTracker, ...] = ()
         self._flush_lock = threading.Lock()
         self._unflushed = False
@@ -124,6 +127,12 @@ class RequestPath(abc.ABC):
 
     def read(self, offset: int, buffer: memoryview) -> None:
         """Fill *buffer*; bytes past the end read as zeros. Errors: OSError."""
+        if self.before_read is not None:
+            self.before_read(offset, len(buffer))
+        self.read_as_it_is(offset, buffer)
+
+    def read_as_it_is(self, offset: int, buffer: memoryview) -> None:
+        """Read without copying anything on the way."""
         readers = self.readers
         if readers is None:
             self._read(offset, buffer)

@@ -88,6 +88,10 @@ class Opening(Protocol):
     def filename(self) -> str:
         """The file name the node was opened by, or ''."""
 
+    @property
+    def for_check(self) -> bool:
+        """Whether the image is opened to be checked: one that needs it before it may be written is not refused."""
+
     def fall_back_to_read_only(self, message: str) -> None:
         """Make the node read-only if auto-read-only allows it; else raise GenericError(*message*)."""
 

@@ -96,7 +96,7 @@ def test_scripts_are_operands_of_run(started: list[tuple[str, CommonOptions, lis
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (["--export", "type=nbd"], "--export: not available in this version"),
+        (["--add-fd", "fd=3,set=1"], "--add-fd: not available in this version"),
         (["serve", "--daemonize"], "--daemonize: not available in this version"),
         (["--connect=unix:/s"], "--connect: not available in this version"),
         (["doctor", "x"], "doctor: not available in this version"),

@@ -16,7 +16,7 @@ from engine.graph.drain import drained
 from engine.graph.graph import Graph
 from engine.graph.node import Node
 from engine.graph.permissions import Perm, Role
-from engine.graph.reopen import set_read_only
+from engine.graph.reopen import back_to_read_only, set_read_only
 from engine.graph.status import is_allocated, skip_implicit_filters
 from engine.jobs.chain import set_backing
 from engine.monitor.threads import in_thread
@@ -50,7 +50,7 @@ async def commit_image(graph: Graph, node: Node) -> None:
             await _commit(graph, top, base)
         finally:
             if was_read_only:
-                set_read_only(base, True)
+                back_to_read_only(base)
     finally:
         for member in (top, base):
             member.blockers.unblock(owner)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from engine.errors import os_error_text
@@ -27,9 +27,16 @@ def lengths(words: list[str]) -> int:
     return total
 
 
-def read_chunks(offset: int, length: int, end: int) -> Iterator[tuple[int, int]]:
-    """(position, size) of the pieces of a request. Errors: OSError EIO when it reaches beyond *end*."""
+def read_chunks(
+    offset: int, length: int, end: int, refused: Callable[[], None] | None = None
+) -> Iterator[tuple[int, int]]:
+    """(position, size) of the pieces of a request. refused: called when it is refused.
+
+    Errors: OSError EIO when it reaches beyond *end*.
+    """
     if offset + length > end:
+        if refused is not None:
+            refused()
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     at = 0
     while True:

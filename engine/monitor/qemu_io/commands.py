@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from engine.errors import os_error_text
@@ -12,6 +13,7 @@ from engine.monitor.qemu_io.options import Options, read_options
 from engine.monitor.qemu_io.text import UsageError
 
 if TYPE_CHECKING:
+    from engine.graph.accounting import Kind
     from engine.graph.backend import BlockBackend
     from engine.monitor.qemu_io.requests import Outstanding
 
@@ -64,6 +66,10 @@ class Call:
     def counted(self) -> bool:
         """Whether its requests show in the back end's statistics: those of aio_read and aio_write alone, as in QEMU."""
         return self.command.background
+
+    def count_failed(self, kind: Kind) -> Callable[[], None] | None:
+        """What counts a request that fails before it comes to the back end; None when it is not counted."""
+        return partial(self.backend.stats.failed, kind) if self.counted else None
 
     def print(self, text: str) -> None:
         self.printed.append(text)

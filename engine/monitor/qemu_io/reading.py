@@ -33,7 +33,7 @@ class _Plan:
         buffer = memoryview(bytearray(min(self.length, CHUNK)))
         read = call.backend.read if call.counted else call.backend.do_read
         try:
-            for at, size in read_chunks(self.offset, self.length, call.backend.length):
+            for at, size in read_chunks(self.offset, self.length, call.backend.length, call.count_failed("rd")):
                 piece = buffer[:size]
                 began = time.perf_counter()
                 read(self.offset + at, piece)

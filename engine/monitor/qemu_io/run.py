@@ -7,7 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.errors import GenericError
-from engine.monitor.qemu_io import breaking, changing, looking, reading, writing  # noqa: F401  (registers the commands)
+from engine.monitor.qemu_io import (  # noqa: F401  (registers the commands)
+    breaking,
+    changing,
+    looking,
+    reading,
+    reopening,
+    writing,
+)
 from engine.monitor.qemu_io.commands import Call, check_count, find
 from engine.monitor.qemu_io.requests import outstanding_of
 from engine.monitor.qemu_io.text import UsageError

@@ -39,7 +39,7 @@ def _timed(
 
 def _write_data(call: Call, offset: int, length: int, source: Source, flags: int) -> None:
     write = call.backend.write if call.counted else call.backend.do_write
-    for at, size in read_chunks(offset, length, call.backend.length):
+    for at, size in read_chunks(offset, length, call.backend.length, call.count_failed("wr")):
         write(offset + at, source.piece(at, size), flags)
 
 

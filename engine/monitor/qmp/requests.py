@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from engine.errors import GenericError, QMPError
-from engine.monitor.member_order import in_member_order
+from engine.qapi.member_order import in_member_order
 
 
 class Request(NamedTuple):

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from engine.errors import GenericError
-from engine.monitor.member_order import in_member_order
 from engine.monitor.qmp.requests import Request, check_request, wants_oob
+from engine.qapi.member_order import in_member_order
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from engine.monitor.hmp.commands import (  # noqa: F401
     info_state,
     jobs,
     mirror,
+    nbd,
     nodes,
     objects,
     qemu_io,

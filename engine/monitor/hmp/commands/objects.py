@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine.commands.qom import Container, resolve
+from engine.commands.qom import Found, resolve
 from engine.errors import DeviceNotFound
 from engine.monitor.hmp.registry import hmp, info
-from engine.monitor.member_order import in_member_order
 from engine.objects.base import UserObject
 from engine.objects.text import read_options
 from engine.qapi import to_wire
 from engine.qapi.json_stream import dumps, from_json
+from engine.qapi.member_order import as_walked
 
 if TYPE_CHECKING:
     from engine.monitor.hmp.interpreter import Monitor
-
-
-def _in_order(value: Any) -> Any:
-    """*value* with its members in QEMU's order."""
-    if isinstance(value, dict):
-        return {name: _in_order(value[name]) for name in in_member_order(value)}
-    return [_in_order(item) for item in value] if isinstance(value, list) else value
 
 
 @hmp("object_add", args="object:S", params="[qom-type=]type,id=str[,prop=value][,...]", help="create QOM object")
@@ -50,7 +43,7 @@ async def _qom_list(monitor: Monitor, args: dict[str, Any]) -> None:
 @hmp("qom-get", args="path:s,property:s", params="path property", help="print QOM property")
 async def _qom_get(monitor: Monitor, args: dict[str, Any]) -> None:
     value = await monitor.qmp("qom-get", path=args["path"], property=args["property"])
-    monitor.print(dumps(_in_order(value), pretty=True) + "\n")
+    monitor.print(dumps(as_walked(value), pretty=True) + "\n")
 
 
 @hmp(
@@ -65,7 +58,7 @@ async def _qom_set(monitor: Monitor, args: dict[str, Any]) -> None:
         arguments = {"path": args["path"], "property": args["property"], "value": value}
         await monitor.engine.run_command("qom-set", arguments)
     else:
-        resolve(monitor.engine.objects, args["path"]).set_property(args["property"], args["value"], text=True)
+        resolve(monitor.engine, args["path"]).set_property(args["property"], args["value"], text=True)
 
 
 @info("iothreads", help="show iothreads")
@@ -78,10 +71,10 @@ async def _info_iothreads(monitor: Monitor, args: dict[str, Any]) -> None:
 
 @info("qom-tree", args="path:s?", params="[path]", help="show QOM composition tree")
 async def _info_qom_tree(monitor: Monitor, args: dict[str, Any]) -> None:
-    # QEMU begins at /machine, which is where its devices are; there is no such place here.
+    # QEMU begins at /machine, which is there only with devices here.
     path = args.get("path", "/")
     try:
-        found = resolve(monitor.engine.objects, path)
+        found = resolve(monitor.engine, path)
     except DeviceNotFound:
         monitor.print(f"Path '{path}' could not be resolved.\n")
         return
@@ -89,8 +82,8 @@ async def _info_qom_tree(monitor: Monitor, args: dict[str, Any]) -> None:
     _print_tree(monitor, name, found, "")
 
 
-def _print_tree(monitor: Monitor, name: str, found: Container | UserObject, indent: str) -> None:
+def _print_tree(monitor: Monitor, name: str, found: Found, indent: str) -> None:
     monitor.print(f"{indent}/{name} ({found.qom_name()})\n")
-    if isinstance(found, Container):
+    if not isinstance(found, UserObject):
         for child in sorted(found.children):
             _print_tree(monitor, child, found.children[child], indent + "  ")
