@@ -378,7 +378,7 @@ JOBS: dict[str, list[Step]] = {
         GO_ON,
         *DONE,
     ],
-    "stream: unknown policy": [*chain(), stream(**{"on-error": "auto"}), stream(**{"on-error": "foo"})],
+    "stream: unknown policy": [*chain(), stream(**{"on-error": "foo"}), stream(**{"on-error": "auto"}), *DONE],
     "commit: report": [*chain(mid=READ_ONCE), commit(), ERROR, *DONE],
     "commit: stop": [
         *chain(mid=READ_ONCE),
