@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from engine.errors import GenericError
 from engine.graph.driver import drivers
 from engine.graph.options import BlockdevAmendOptions
-from engine.jobs.amend import AmendJob
 from engine.qapi import command
 
 if TYPE_CHECKING:
@@ -34,4 +33,6 @@ def x_blockdev_amend(
         raise GenericError("x-blockdev-amend doesn't support changing the block driver")
     if driver.AmendOptions is None:
         raise GenericError("Driver does not support x-blockdev-amend")
+    from engine.jobs.amend import AmendJob
+
     AmendJob(engine.jobs, job_id, node, options.branch, bool(force)).start()

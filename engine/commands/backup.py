@@ -17,7 +17,6 @@ from engine.graph.filenames import refresh_filename
 from engine.graph.node import Node
 from engine.graph.opening import open_node
 from engine.graph.status import skip_filters, skip_implicit_filters
-from engine.jobs.backup import DEFAULT_WORKERS, BackupJob, Performance, make_backup
 from engine.jobs.chain import set_backing
 from engine.jobs.types import BitmapSyncMode, BlockdevOnError, MirrorSyncMode
 from engine.qapi import Feature, Int, Int64, Struct, command
@@ -26,6 +25,7 @@ from engine.transaction.actions import ActionContext, action, perform
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+    from engine.jobs.backup import BackupJob
 
 
 class BackupPerf(Struct):
@@ -138,6 +138,8 @@ class _BackupAction(Action):
         perf = data.x_perf or BackupPerf()
         if sync is MirrorSyncMode.INCREMENTAL:
             sync = MirrorSyncMode.BITMAP
+        from engine.jobs.backup import DEFAULT_WORKERS, Performance, make_backup
+
         self._job = make_backup(
             self.engine.jobs,
             data.job_id,

@@ -12,13 +12,9 @@ from engine.graph.node import Node
 from engine.graph.options import BlockdevCreateOptions
 from engine.graph.permissions import Perm
 from engine.graph.status import chain, find_overlay, in_chain, skip_filters
-from engine.jobs.active_commit import start_active_commit
 from engine.jobs.blockjob import BlockJob, device_name
 from engine.jobs.chain import find_backing_image, find_base, root_node
-from engine.jobs.commit import start_commit
-from engine.jobs.create import CreateJob
 from engine.jobs.job import Job
-from engine.jobs.stream import start_stream
 from engine.jobs.types import BlockdevOnError, BlockJobInfo, JobInfo
 from engine.qapi import Feature, Int, command
 
@@ -252,6 +248,8 @@ def block_stream(
         node.blockers.check(Op.STREAM, node.device_or_node_name)
     if base_image is None and backing_file is not None:
         raise GenericError("backing file specified, but streaming the entire chain")
+    from engine.jobs.stream import start_stream
+
     start_stream(
         engine.jobs,
         job_id,
@@ -328,6 +326,8 @@ def block_commit(
         if backing_file is not None:
             why = "is the active layer" if is_active_layer else "has a writer on it"
             raise GenericError(f"'backing-file' specified, but 'top' {why}")
+        from engine.jobs.active_commit import start_active_commit
+
         start_active_commit(
             engine.jobs,
             # The job is named after the device, which is not always the layer that the job is on.
@@ -344,6 +344,8 @@ def block_commit(
     overlay = find_overlay(root, top_image)
     if overlay is not None:
         overlay.blockers.check(Op.COMMIT_TARGET, overlay.device_or_node_name)
+    from engine.jobs.commit import start_commit
+
     start_commit(
         engine.jobs,
         job_id,
@@ -404,4 +406,6 @@ def blockdev_create(engine: Engine, *, job_id: str, options: BlockdevCreateOptio
         raise GenericError(f"Block driver '{name}' not found or not supported")
     if driver.CreateOptions is None:
         raise GenericError("Driver does not support blockdev-create")
+    from engine.jobs.create import CreateJob
+
     CreateJob(engine.jobs, job_id, driver, options.branch).start()

@@ -13,15 +13,12 @@ from engine.graph.node import Node
 from engine.graph.opening import open_node
 from engine.graph.status import backing_chain_next, skip_filters, skip_implicit_filters
 from engine.jobs.chain import root_node
-from engine.jobs.mirror import MirrorJob
-from engine.jobs.mirror_settings import MirrorSettings, TargetBacking
-from engine.jobs.mirror_start import start_mirror
-from engine.jobs.replacing import check_to_replace
 from engine.jobs.types import BlockdevOnError, MirrorSyncMode
 from engine.qapi import Enum, Int, Struct, UInt32, command
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+    from engine.jobs.mirror_settings import TargetBacking
 
 SMALLEST_GRANULARITY = 512
 LARGEST_GRANULARITY = 64 << 20
@@ -113,6 +110,11 @@ def _mirror(
     filter_node_name: str | None,
 ) -> None:
     """The checks that both commands make, and the start of the job. Errors: GenericError."""
+    from engine.jobs.mirror import MirrorJob
+    from engine.jobs.mirror_settings import MirrorSettings
+    from engine.jobs.mirror_start import start_mirror
+    from engine.jobs.replacing import check_to_replace
+
     granularity = arguments.granularity or 0
     _check_granularity(granularity)
     source.blockers.check(Op.MIRROR_SOURCE, source.device_or_node_name)
@@ -162,6 +164,8 @@ def _mirror(
 @command(since="2.6", boxed=True, allow_preconfig=True)
 def blockdev_mirror(engine: Engine, arguments: BlockdevMirror) -> None:
     """Copy a device or node to another node, follow the writes to it, and switch its users over in the end."""
+    from engine.jobs.mirror_settings import TargetBacking
+
     source = root_node(engine.graph, arguments.device)
     target = engine.graph.find_either(arguments.target)
     _mirror(
@@ -179,6 +183,8 @@ def blockdev_mirror(engine: Engine, arguments: BlockdevMirror) -> None:
 @command(since="1.3", boxed=True, allow_preconfig=True)
 def drive_mirror(engine: Engine, arguments: DriveMirror) -> None:
     """As blockdev-mirror, to an image that is made or opened by its file name."""
+    from engine.jobs.mirror_settings import TargetBacking
+
     graph = engine.graph
     source = root_node(graph, arguments.device)
     source.blockers.check(Op.MIRROR_SOURCE, source.device_or_node_name)

@@ -23,21 +23,23 @@ _FILTERS: Final = {
     "throttle": "throttle",
 }
 """Name: module."""
-_FORMATS: Final = {
+_Magic = tuple[int, bytes]
+_FORMATS: Final[dict[str, _Magic | None]] = {
     # The likelier ones first: probing stops at the first that is sure.
-    "qcow2": "qcow2",
-    "qcow": "qcow",
-    "qed": "qed",
-    "vdi": "vdi",
-    "vpc": "vpc",
-    "parallels": "parallels",
-    "vmdk": "vmdk",
-    "vhdx": "vhdx",
-    "bochs": "bochs",
-    "cloop": "cloop",
-    "dmg": "dmg",
-    "raw": "raw",
+    "qcow2": (0, b"QFI\xfb"),
+    "qcow": (0, b"QFI\xfb"),
+    "qed": (0, b"QED\0"),
+    "vdi": (0x40, b"\x7f\x10\xda\xbe"),
+    "vpc": (0, b"conectix"),
+    "parallels": (0, b"Withou"),
+    "vmdk": None,
+    "vhdx": (0, b"vhdxfile"),
+    "bochs": (0, b"Bochs Virtual HD Image"),
+    "cloop": (0, b"#!/bin/sh"),
+    "dmg": None,
+    "raw": None,
 }
+"""Name, which is the module's too: offset and bytes that an image is sure to have."""
 _PROTOCOLS: Final = {
     "file": ("file", "file"),
     "host_device": ("file", "host_device"),
@@ -48,8 +50,8 @@ _PROTOCOLS: Final = {
 """Name: module, prefix of file names."""
 _FILTER_PREFIXES: Final = ("blkdebug", "blkverify")
 
-for _name, _module in _FORMATS.items():
-    drivers.announce(_name, f"engine.drivers.format.{_module}", probes=True)
+for _name, _magic in _FORMATS.items():
+    drivers.announce(_name, f"engine.drivers.format.{_name}", probes=True, magic=_magic)
 for _name, (_module, _prefix) in _PROTOCOLS.items():
     drivers.announce(_name, f"engine.drivers.protocol.{_module}", prefix=_prefix)
 for _name, _module in _FILTERS.items():

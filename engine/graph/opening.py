@@ -21,13 +21,8 @@ from engine.graph.node import Node
 from engine.graph.options import GENERIC_OPTIONS
 from engine.graph.permissions import Perm, Role
 from engine.graph.policy import OpenPolicy
-from engine.qapi import Struct, from_wire, scalars
-from engine.qapi.builtin import Builtin
-
-SURE = 100
-"""Score of a driver that no other can outdo."""
-PROBE_SIZE = 512
-"""Bytes of an image that format drivers may look at to recognise it."""
+from engine.graph.probing import probe_format
+from engine.graph.typed_options import typed_options
 
 Naming = Callable[[str, str, str], str | None]
 """(file name, driver, child name) → node name to use for a node the user did not name, or None."""
@@ -175,26 +170,6 @@ def _open_and_probe(
     except BaseException:
         context.graph.unpin(node)
         raise
-
-
-def format_of(head: bytes, filename: str) -> type[Driver]:
-    """The format driver with the highest score for the first bytes of an image; raw when none claims it."""
-    best, best_score = drivers["raw"], 0
-    if head:
-        for cls in drivers.probers():
-            score = cls.probe(head, filename)
-            if score > best_score:
-                best, best_score = cls, score
-            if best_score == SURE:
-                break
-    return best
-
-
-def probe_format(node: Node, filename: str) -> type[Driver]:
-    """The format driver of the image in the protocol node *node*. Errors: OSError."""
-    head = bytearray(min(PROBE_SIZE, node.length))
-    node.read(0, memoryview(head))
-    return format_of(bytes(head), filename)
 
 
 def _prepare_node(
@@ -519,46 +494,6 @@ def open_backing_file(node: Node) -> None:
     policy = replace(node.graph.policy, tolerate_broken=False)
     _Opener(Context(node.graph, policy), node, dict(node.options), None, None)._open_backing(_ABSENT)
     node.no_backing = False
-
-
-def typed_options(driver: Driver, options: Mapping[str, Any]) -> Struct:
-    """An instance of the driver's ``OpenOptions`` or ``Options``.
-
-    Strings stand for numbers and switches too, as in a ``json:`` name. Children are not looked at: they are opened,
-    with their own checks, by open_child(). Errors: GenericError.
-    """
-    values: dict[str, Any] = {}
-    kind = driver.OpenOptions or driver.Options
-    for member in kind.qapi_members():
-        if member.name in driver.child_options:
-            values[member.attr] = "-"
-        elif member.name in options:
-            value = options[member.name]
-            if isinstance(value, str) and isinstance(member.type, Builtin) and member.type.json == "int":
-                # Text is read as the old option syntax has it, where a number of bytes may have a suffix.
-                value = scalars.parse_size(value) if scalars.read_integer(value) is None else value
-                value = options[member.name] if value is None else value
-            if isinstance(value, (Mapping, list)):
-                value = _as_text(value)
-            keyval = isinstance(value, (str, Mapping, list))
-            values[member.attr] = from_wire(member.type, value, name=member.name, keyval=keyval)
-        elif not member.optional:
-            raise GenericError(f"Parameter '{member.name}' is missing")
-    return kind(**values)
-
-
-def _as_text(value: Any) -> Any:
-    """Nested options with every number and switch as the text for it, which some of them may be already."""
-    match value:
-        case Mapping():
-            return {key: _as_text(item) for key, item in value.items()}
-        case list():
-            return [_as_text(item) for item in value]
-        case bool():
-            return "on" if value else "off"
-        case int() | float():
-            return str(value)
-    return value
 
 
 def _identity(node: Node) -> tuple[int, int] | None:

@@ -17,12 +17,21 @@ if TYPE_CHECKING:
 class Announced(NamedTuple):
     """A driver that is not loaded. module: what to import. probes: it may recognise images by their first bytes.
 
-    prefix: the part before the colon of the file names it takes; None for none.
+    magic: (offset, bytes) without which it recognises nothing; None where that is not so simple. prefix: the part
+    before the colon of the file names it takes; None for none.
     """
 
     module: str
     probes: bool
+    magic: tuple[int, bytes] | None
     prefix: str | None
+
+    def may_be(self, head: bytes) -> bool:
+        """Whether it is worth while to ask the driver about an image that begins with *head*."""
+        if not self.probes or self.magic is None:
+            return self.probes
+        offset, magic = self.magic
+        return len(head) < offset + len(magic) or head[offset : offset + len(magic)] == magic
 
 
 class DriverTable(Mapping[str, "type[Driver]"]):
@@ -47,10 +56,10 @@ class DriverTable(Mapping[str, "type[Driver]"]):
     def __len__(self) -> int:
         return len(self._loaded) + len(self._announced)
 
-    def probers(self) -> Iterator[type[Driver]]:
-        """The drivers that may recognise an image, those loaded first; each is loaded when its turn comes."""
+    def probers(self, head: bytes) -> Iterator[type[Driver]]:
+        """The drivers that may recognise an image by its first bytes, those loaded first; the others are loaded."""
         yield from list(self._loaded.values())
-        for name in [name for name, entry in self._announced.items() if entry.probes]:
+        for name in [name for name, entry in self._announced.items() if entry.may_be(head)]:
             yield self[name]
 
     def by_prefix(self, prefix: str) -> type[Driver] | None:
@@ -60,10 +69,18 @@ class DriverTable(Mapping[str, "type[Driver]"]):
                 return driver
         return next((self[name] for name, entry in self._announced.items() if entry.prefix == prefix), None)
 
-    def announce(self, name: str, module: str, *, probes: bool = False, prefix: str | None = None) -> None:
-        """Make a driver known that *module* registers when it is imported."""
+    def announce(
+        self,
+        name: str,
+        module: str,
+        *,
+        probes: bool = False,
+        magic: tuple[int, bytes] | None = None,
+        prefix: str | None = None,
+    ) -> None:
+        """Make a driver known that *module* registers when it is imported; see Announced."""
         if name not in self._loaded:
-            self._announced[name] = Announced(module, probes, prefix)
+            self._announced[name] = Announced(module, probes, magic, prefix)
             tag_enum("BlockdevDriver").announce(name, lambda: self[name])
 
     def add(self, cls: type[Driver]) -> None:

@@ -17,9 +17,9 @@ from engine.graph.drain import drained
 from engine.graph.driver import ReopenState
 from engine.graph.edge import Edge
 from engine.graph.node import Node
-from engine.graph.opening import typed_options
 from engine.graph.permissions import Role
 from engine.graph.status import skip_implicit_filters
+from engine.graph.typed_options import typed_options
 from engine.qapi.keyval import crumple, flatten
 
 log = logging.getLogger("engine.graph")

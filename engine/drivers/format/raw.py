@@ -137,7 +137,7 @@ class RawDriver(Driver):
 
     def _refuse_disguise(self, offset: int, data: memoryview) -> None:
         """Refuse a write that would make the probed image be taken for another format (CVE-2008-2004)."""
-        from engine.graph.opening import format_of
+        from engine.graph.probing import format_of
 
         head = bytearray(min(_PROBE_SPAN, self.length))
         self.file.child.read(self.offset, memoryview(head))
