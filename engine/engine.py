@@ -214,6 +214,7 @@ class Engine:
         self.control.call(self._stop_guests)
         self.jobs.cancel_all()
         self.jobs.join()
+        self.control.call(self.jobs.dismiss_all)
         self._closed = True
         self.control.call(self.graph.close)
         self.control.call(self.objects.close)

@@ -78,6 +78,11 @@ class JobManager:
 
         self.control.post(cancel)
 
+    def dismiss_all(self) -> None:
+        """Forget the jobs that have concluded, though nobody asked for it: the engine ends. Control plane."""
+        for job in list(self.jobs):
+            job.cancel(True)
+
     def join(self) -> None:
         """Wait until all jobs have ended and their threads are over. Any thread but the control plane."""
         with self._ended:

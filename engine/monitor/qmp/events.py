@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from engine.qapi.json_stream import dumps
 
@@ -69,10 +69,15 @@ class RateLimiter:
             self._start(key, interval)
 
 
+OWN_EVENTS: Final = "X_BLOCKMON_"
+"""How the names of events begin that QEMU does not have."""
+
+
 class Listener(Protocol):
-    """A client that takes events."""
+    """A client that takes events. knows_us: it has used a command of ours, so that events of ours mean something."""
 
     pretty: bool
+    knows_us: bool
 
     def send_event(self, data: bytes) -> None:
         """Take an event as it goes over the wire."""
@@ -100,7 +105,10 @@ class EventHub:
 
     def _broadcast(self, event: Event) -> None:
         encoded: list[bytes | None] = [None, None]
+        ours = event["event"].startswith(OWN_EVENTS)
         for listener in tuple(self.listeners):
+            if ours and not listener.knows_us:
+                continue  # a QEMU client may count what it gets
             data = encoded[listener.pretty]
             if data is None:
                 data = encoded[listener.pretty] = encode(event, listener.pretty)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NEGOTIATION = "qmp_capabilities"
 QUIT = "quit"
+OWN_COMMANDS = "x-blockmon-"
+"""How the names of commands begin that QEMU does not have."""
 CAPABILITIES = ("oob",)
 QUEUE_LIMIT = 8
 """Requests that wait before reading stops (more when one read brings more)."""
@@ -55,6 +57,7 @@ class QMPSession(Session):
         super().__init__()
         self.pretty = pretty
         self.negotiated = False
+        self.knows_us = False
         self.capabilities: frozenset[str] = frozenset()
         self._engine = engine
         self._hub = hub
@@ -193,6 +196,8 @@ class QMPSession(Session):
             raise GenericError(f"The command {name} does not support OOB")
         if name == NEGOTIATION and command is not None:
             return command.call(self, arguments)
+        if name.startswith(OWN_COMMANDS):
+            self.knows_us = True
         return await self._engine.run_command(name, arguments)
 
     async def _answer_out_of_band(self, message: Any) -> None:

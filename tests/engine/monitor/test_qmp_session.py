@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.commands.blockmon import XBlockmonGraphChange
+from engine.devices.events import Resume
 from engine.engine import Engine
 from engine.monitor import outlet as outlet_module
 from engine.monitor.qmp.session import QMPSession
@@ -56,6 +57,11 @@ def test_messages_end_in_cr_lf_and_are_ascii(server: Server) -> None:
     assert client.line() == b'{"return": {}, "id": "\\u20AC\\uD83D\\uDE00"}\r\n'
 
 
+def resume(engine: Engine) -> None:
+    """An event that QEMU has too."""
+    engine.control.call(lambda: engine.emit(Resume()))
+
+
 def test_pretty(server: Server) -> None:
     client = server.qmp(pretty=True)
     while client.line() != b"}\r\n":
@@ -63,7 +69,7 @@ def test_pretty(server: Server) -> None:
     client.send({"execute": "qmp_capabilities", "id": None})
     lines = [client.line() for _ in range(5)]
     assert lines == [b"{\r\n", b'    "return": {\r\n', b"    },\r\n", b'    "id": null\r\n', b"}\r\n"]
-    emit(server.engine, 1)
+    resume(server.engine)
     assert client.line() == b"{\r\n"
     assert client.line() == b'    "timestamp": {\r\n'
 
@@ -131,7 +137,7 @@ def test_a_slow_command_holds_up_its_own_client_only(server: Server, held: Held)
     client.send({"execute": "x-test-held", "id": "slow"})
     client.send(VERSION | {"id": "behind"})
     assert "return" in other.ask("query-version")
-    emit(server.engine, 1)
+    resume(server.engine)
     assert "event" in client.read()  # events do not wait for the command
     held.release()
     assert [client.reply()["id"], client.reply()["id"]] == ["slow", "behind"]
@@ -226,7 +232,7 @@ def test_any_bytes_are_survived(server: Server, noise: list[bytes]) -> None:
 
 
 def test_events_go_to_every_negotiated_client(server: Server) -> None:
-    negotiated = [server.qmp().negotiate(), server.qmp().negotiate()]
+    negotiated = [server.qmp().watch(), server.qmp().watch()]
     fresh = server.qmp()
     emit(server.engine, 41)
     emit(server.engine, 42)
@@ -239,9 +245,17 @@ def test_events_go_to_every_negotiated_client(server: Server) -> None:
     assert fresh.ask("qmp_capabilities") == {"return": {}}
 
 
+def test_a_client_of_qemu_gets_no_events_that_qemu_has_not(server: Server) -> None:
+    plain, ours = server.qmp().negotiate(), server.qmp().watch()
+    emit(server.engine, 1)
+    resume(server.engine)
+    assert ours.event("X_BLOCKMON_GRAPH_CHANGE")["data"] == {"generation": 1}
+    assert plain.read()["event"] == "RESUME"
+
+
 def test_a_client_that_does_not_read_stalls_nobody(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlet_module, "EVENT_LIMIT", 100)
-    sleeper, reader = server.qmp().negotiate(), server.qmp().negotiate()
+    sleeper, reader = server.qmp().watch(), server.qmp().watch()
     sleeper.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     for number in range(20_000):
         emit(server.engine, number)
@@ -279,7 +293,7 @@ def test_a_client_may_vanish_at_any_time(server: Server) -> None:
         client = server.qmp()
         client.send(request)
         client.close()
-    witness = server.qmp().negotiate()
+    witness = server.qmp().watch()
     emit(server.engine, 7)
     assert witness.event("X_BLOCKMON_GRAPH_CHANGE")["data"] == {"generation": 7}
     assert "return" in witness.ask("query-version")

@@ -136,7 +136,7 @@ def test_the_end(tmp_path: Path) -> None:
     path = tmp_path / "qmp"
     made.do(made.monitors.listen("control", f"unix:{path}"))
     made.do(made.monitors.listen("readline", f"unix:{path}.hmp"))
-    active, deaf, person = connect(path).negotiate(), connect(path).negotiate(), connect(Path(f"{path}.hmp"))
+    active, deaf, person = connect(path).watch(), connect(path).negotiate(), connect(Path(f"{path}.hmp"))
     deaf.send(b'{"execute": "query-qmp-schema"}' * 20)  # it will never read the answers
     made.engine.execute("blockdev-add", {"driver": "null-co", "node-name": "n", "size": 65536})
     active.event("X_BLOCKMON_GRAPH_CHANGE")

@@ -57,6 +57,12 @@ class Client:
         assert self.ask("qmp_capabilities", **arguments) == {"return": {}}
         return self
 
+    def watch(self) -> "Client":
+        """Negotiate, and show that events that QEMU does not have are welcome."""
+        self.negotiate()
+        assert "return" in self.ask("x-blockmon-query-graph")
+        return self
+
     def close(self) -> None:
         self._file.close()
         self.sock.close()
