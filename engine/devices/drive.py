@@ -147,7 +147,7 @@ class Drives:
         try:
             fd, path = tempfile.mkstemp(prefix="vl.", dir=folder)
         except OSError as exc:
-            raise GenericError(f"Could not open temporary file '{folder}/vl.XXXXXX': {exc.strerror}") from exc
+            raise GenericError(f"Could not make a temporary file in '{folder}': {exc.strerror}") from exc
         os.close(fd)
         try:
             create_image(GraphCreateContext(graph, self._engine.control.call), path, "qcow2", base.length)
