@@ -6,6 +6,7 @@ options a protocol file name stands for, options inherited from the parent, defa
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from engine.graph.options import GENERIC_OPTIONS
 from engine.graph.permissions import Perm, Role
 from engine.graph.policy import OpenPolicy
 from engine.graph.probing import probe_format
+from engine.graph.requests import MAX_LENGTH
 from engine.graph.typed_options import typed_options
 
 Naming = Callable[[str, str, str], str | None]
@@ -327,6 +329,8 @@ class _Opener:
         node.options.setdefault("auto-read-only", node.auto_read_only)
         driver.open(self)
         node.opened = True
+        if driver.length > MAX_LENGTH:
+            raise GenericError(f"Could not refresh total sector count: {os.strerror(errno.EFBIG)}")
         driver.refresh_limits()
         if driver.supports_backing:
             self._open_backing(backing)

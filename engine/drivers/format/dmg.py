@@ -24,7 +24,6 @@ from engine.graph.driver import Driver, Limits, Opening, register
 from engine.graph.edge import Edge
 from engine.graph.options import BlockdevOptionsGenericFormat
 from engine.graph.permissions import Role
-from engine.graph.requests import MAX_LENGTH
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +120,6 @@ class DmgDriver(Driver):
             if start >= trailer or size > trailer - start:
                 raise _invalid()
         sectors = self._number(trailer + 0x1EC)
-        if sectors * _SECTOR > MAX_LENGTH:
-            raise _invalid()
         if resources_size:
             self._read_resources(resources, resources_size, data_fork)
         elif xml_size:

@@ -144,7 +144,7 @@ BROKEN = {
     "dmg xml": ("dmg", DMG.replace(b"</data>", b"</dato>"), "Invalid argument"),
     "dmg sectors": ("dmg", too_many_sectors(), "Invalid argument"),
     "dmg length": ("dmg", too_many_sectors(sectors=8, size=1 << 27), "Invalid argument"),
-    "dmg length of the disk": ("dmg", changed(DMG, (TRAILER + 0x1EC, b"\x7f" * 8)), "Invalid argument"),
+    "dmg length of the disk": ("dmg", changed(DMG, (TRAILER + 0x1EC, b"\x7f" * 8)), "File too large"),
 }
 
 
