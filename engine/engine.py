@@ -10,9 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
-from engine.devices.drive import Drives
 from engine.devices.events import Shutdown, ShutdownCause
 from engine.devices.guest import Guest
 from engine.devices.machine import Machine
@@ -22,6 +22,9 @@ from engine.graph.graph import Graph
 from engine.graph.node import Node
 from engine.jobs.manager import JobManager
 from engine.qapi import Struct, dispatch, to_wire
+
+if TYPE_CHECKING:
+    from engine.devices.drive import Drives
 
 log = logging.getLogger("engine")
 
@@ -94,7 +97,6 @@ class Engine:
         self.jobs = JobManager(self.graph, self.emit)
         self.started_ns = time.monotonic_ns()
         self.machine = Machine(self)
-        self.drives = Drives(self)
         self.exports = Exports(self)
         self.guests: dict[str, Guest] = {}
         """Simulated guests by the name of their device."""
@@ -198,6 +200,13 @@ class Engine:
         self.machine.close()
 
     # -- end -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def drives(self) -> Drives:
+        """The legacy drives; few engines have any."""
+        from engine.devices.drive import Drives
+
+        return Drives(self)
 
     def close(self) -> None:
         """Cancel jobs, flush and close every node, stop the control plane. Idempotent; any thread but the control

@@ -82,6 +82,6 @@ class ChardevBackendInfo(Struct):
 @command(since="2.0")
 def query_chardev_backends(engine: Engine) -> list[ChardevBackendInfo]:
     """List the kinds of character devices that --chardev takes."""
-    from engine.monitor.chardev import backend_names
+    from engine.monitor.chardev.kinds import backend_names
 
     return [ChardevBackendInfo(name=name) for name in backend_names()]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from engine.devices.qom import DeviceObject, MachineObject, find_devices, machine_tree
 from engine.errors import DeviceNotFound, GenericError
-from engine.objects.base import UserObject, types
+from engine.objects.base import UserObject
+from engine.objects.types import all_types
 from engine.qapi import Struct, command
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _type_infos() -> dict[str, tuple[ObjectTypeInfo, tuple[str, ...]]]:
     for name, (parent, _) in _ABSTRACT.items():
         above = () if parent is None else (parent,)
         found[name] = (ObjectTypeInfo(name=name, abstract=True, parent=parent), above)
-    for cls in types.values():
+    for cls in all_types().values():
         info = ObjectTypeInfo(name=cls.qom_name(), parent=cls.ancestors[0])
         found[cls.qom_name()] = (info, (*cls.ancestors, "user-creatable", "interface"))
     return found
@@ -181,13 +182,13 @@ def qom_list_properties(engine: Engine, *, typename: str) -> list[ObjectProperty
     typename: name of the type
     """
     found: dict[str, str] = {"type": "string"}
-    cls = next((cls for cls in types.values() if cls.qom_name() == typename), None)
+    cls = next((cls for cls in all_types().values() if cls.qom_name() == typename), None)
     if cls is not None:
         found = cls.property_types()
     elif typename in ("interface", "user-creatable"):
         raise GenericError("Parameter 'typename' expects a QOM type")
     elif typename in _ABSTRACT:
-        example = next((cls for cls in types.values() if typename in cls.ancestors), None)
+        example = next((cls for cls in all_types().values() if typename in cls.ancestors), None)
         known = example.property_types() if example is not None else {}
         found |= {name: known[name] for name in _ABSTRACT[typename][1]}
     elif typename != "container":

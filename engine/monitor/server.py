@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from engine.errors import GenericError
 from engine.monitor.addresses import chardev_from_address
-from engine.monitor.chardev import Chardev, ChardevOptions, chardev_from_option, make_chardev
+from engine.monitor.chardev.kinds import Chardev, make_chardev
+from engine.monitor.chardev.options import ChardevOptions, chardev_from_option
 from engine.monitor.hmp.session import HMPSession
 from engine.monitor.qmp.events import EventHub
 from engine.monitor.qmp.session import QMPSession

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import engine.objects.types  # noqa: F401  (registers them)
-from engine.objects.base import ObjectOptions, types
+from engine.objects.base import ObjectOptions
+from engine.objects.types import all_types
 from engine.qapi import from_wire
 from engine.qapi.json_stream import from_json
 from engine.qapi.keyval import parse_with_help
@@ -11,9 +11,9 @@ from engine.qapi.keyval import parse_with_help
 
 def help_text(type_name: str | None) -> str:
     """What ``help`` among the options of an object says: the options of a type, or the types."""
-    cls = next((cls for cls in types.values() if cls.qom_name() == type_name), None)
+    cls = next((cls for cls in all_types().values() if cls.qom_name() == type_name), None)
     if cls is None:
-        names = sorted(cls.qom_name() for cls in types.values())
+        names = sorted(cls.qom_name() for cls in all_types().values())
         return "".join(f"{line}\n" for line in ["List of user creatable objects:", *(f"  {name}" for name in names)])
     settable = [f"  {name}=<{kind}>\n" for name, kind in cls.property_types().items() if name not in ("type", "loaded")]
     return f"{type_name} options:\n" + "".join(sorted(settable))

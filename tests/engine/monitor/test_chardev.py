@@ -12,8 +12,8 @@ import pytest
 
 from engine.errors import GenericError
 from engine.monitor.addresses import chardev_from_address
-from engine.monitor.chardev import chardev_from_option, make_chardev
-from engine.monitor.chardev.options import InetSocketAddress, UnixSocketAddress
+from engine.monitor.chardev.kinds import make_chardev
+from engine.monitor.chardev.options import InetSocketAddress, UnixSocketAddress, chardev_from_option
 from engine.monitor.chardev.sockets import connect_inet, connect_unix, listen_inet, listen_unix
 from engine.monitor.chardev.stdio import FdTransport
 from engine.qapi import to_wire
