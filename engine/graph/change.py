@@ -264,21 +264,6 @@ def append(txn: Transaction, overlay: Node, base: Node, *, name: str = "backing"
     return edge
 
 
-def remove_filter(txn: Transaction, node: Node) -> None:
-    """Take a filter out: its parents move to its filtered child, its own link to the child goes."""
-    edge = node.filter_or_cow
-    assert edge is not None
-    replace_node(txn, node, edge.child)
-    child = edge.child
-    child.pins += 1
-
-    def unpin() -> None:
-        child.pins -= 1
-
-    txn.add(commit=unpin, undo=unpin)
-    detach(txn, edge)
-
-
 # -- permissions ---------------------------------------------------------------------------------------------------
 
 

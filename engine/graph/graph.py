@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -130,10 +130,6 @@ class Graph:
         if backend is None:
             raise DeviceNotFound(f"Device '{name}' not found")
         return backend
-
-    def newest_first(self) -> Iterator[Node]:
-        """All nodes in the order query-named-block-nodes has."""
-        return reversed(list(self.nodes.values()))
 
     # -- back ends -------------------------------------------------------------------------------------------
 

@@ -519,8 +519,3 @@ def _refuse_loop(filename: str, identities: tuple[tuple[int, int], ...]) -> None
         return
     if (info.st_dev, info.st_ino) in identities:
         raise GenericError(f"Backing file '{filename}' is already part of the chain: the chain loops")
-
-
-def open_error(filename: str, exc: OSError) -> GenericError:
-    """The error of a failed open, as QEMU words it."""
-    return GenericError(f"Could not open '{filename}': {os_error_text(exc)}")

@@ -21,7 +21,6 @@ from engine.drivers.format.qcow2.storage import c_hex, error, io_error, read_byt
 from engine.drivers.format.qcow2.tables import (
     MAX_HOST_OFFSET,
     REFTABLE_OFFSET,
-    compressed_clusters,
     from_disk,
     to_disk,
 )
@@ -132,11 +131,6 @@ class Refcounts:
             first = index * self.per_block + at
             self.hint = min(self.hint, first)
         return run
-
-    def release_compressed(self, entry: int) -> tuple[int, int]:
-        """(cluster, count) whose refcounts a compressed L2 entry holds."""
-        offset, count = compressed_clusters(entry, self._image.cluster_bits)
-        return offset >> self._image.cluster_bits, count
 
     # -- allocation ------------------------------------------------------------------------------------------
 
