@@ -10,21 +10,23 @@ from scripts.bench.startup import LIMITS, MEASURES
 
 TRIES = 15
 """Other tests run on this machine at the same time, so it is the best of some that counts."""
+SLACK = 1.6
+"""How much longer the clock may show when others have the processor."""
 
 
 @pytest.mark.parametrize("what", list(MEASURES))
 def test_startup(what: str) -> None:
-    times: list[float] = []
-    while len(times) < TRIES and not (times and min(times) < LIMITS[what]):
-        times.append(measured(what))
-    assert min(times) < LIMITS[what]
-
-
-def measured(what: str) -> float:
-    """Milliseconds by the clock, or of processor time if that is less: then others had the processor meanwhile."""
-    before = processor_time()
-    elapsed = MEASURES[what]()
-    return min(elapsed, processor_time() - before)
+    limit = LIMITS[what]
+    tries: list[tuple[float, float]] = []
+    while len(tries) < TRIES:
+        before = processor_time()
+        elapsed = MEASURES[what]()
+        used = processor_time() - before
+        # By the clock; or, where others had the processor meanwhile, by processor time. Waiting shows in the former.
+        if elapsed < limit or (used < limit and elapsed < SLACK * limit):
+            return
+        tries.append((elapsed, used))
+    raise AssertionError(f"{what} never took less than {limit} ms (by the clock, of the processor): {tries}")
 
 
 def processor_time() -> float:
