@@ -94,7 +94,7 @@ async def _object(engine: Engine, text: str, announce: Callable[[str], None]) ->
 
 async def _nbd_server(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
     from engine.commands.exports import NbdServerOptions, start_nbd_server
-    from engine.exports.addresses import address_of
+    from engine.sockets.addresses import address_of
     from engine.qapi.keyval import from_option
 
     options: NbdServerOptions = from_option(NbdServerOptions, text)

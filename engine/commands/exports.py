@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import GenericError
-from engine.exports.addresses import Address, SocketAddress, SocketAddressLegacy, address_of
 from engine.exports.options import (
     BlockExportInfo,
     BlockExportOptions,
@@ -15,6 +14,7 @@ from engine.exports.options import (
     BlockExportType,
 )
 from engine.qapi import Struct, UInt32, command
+from engine.sockets.addresses import Address, SocketAddress, SocketAddressLegacy, address_of
 
 if TYPE_CHECKING:
     from engine.engine import Engine

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from engine.exports.addresses import SocketAddress
 from engine.graph.options import OnOffAuto
 from engine.qapi import Alternate, Enum, Size, Struct, UInt16, Union, event
+from engine.sockets.addresses import SocketAddress
 
 
 class BlockExportType(Enum):
-    """How a node is offered to others."""
+    """How a node is offered to others.
+
+    nbd: through the NBD server
+    vhost-user-blk: a virtio disk on a socket of its own
+    fuse: a file on the host
+    vduse-blk: a virtio disk of the host's kernel
+    """
 
     NBD = "nbd"
     VHOST_USER_BLK = "vhost-user-blk"

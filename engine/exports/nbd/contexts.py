@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.exports.nbd.protocol import MAX_EXTENTS, STATE_DIRTY, STATE_HOLE, STATE_ZERO
 from engine.graph.driver import Status
 from engine.graph.status import allocated_above, status_above
+from engine.nbd.protocol import MAX_EXTENTS, STATE_DIRTY, STATE_HOLE, STATE_ZERO
 
 if TYPE_CHECKING:
     from engine.bitmaps.dirty import DirtyBitmap

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from engine.bitmaps.dirty import DirtyBitmap, Refuse, find_bitmap
 from engine.errors import GenericError
 from engine.exports.export import Export, export_type
-from engine.exports.nbd import protocol as nbd
 from engine.exports.nbd.contexts import (
     ALLOCATION_DEPTH,
     BASE_ALLOCATION,
@@ -21,6 +20,7 @@ from engine.exports.nbd.contexts import (
 from engine.exports.options import BlockDirtyBitmapAt, BlockExportOptionsNbd, BlockExportType
 from engine.graph.permissions import Perm
 from engine.graph.status import chain
+from engine.nbd import protocol as nbd
 
 if TYPE_CHECKING:
     from engine.exports.manager import Exports

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.exports.nbd import protocol as nbd
 from engine.exports.nbd.contexts import Context, matching
+from engine.nbd import protocol as nbd
 
 if TYPE_CHECKING:
     import ssl

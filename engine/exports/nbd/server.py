@@ -1,24 +1,30 @@
-"""The NBD server: listens, and gives each client a thread."""
+"""The NBD server: listens in a thread, and gives each client another.
+
+Clients are taken whatever the control plane is at: it may itself be waiting for this server, as a node's nbd driver.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
+import select
+import threading
 from typing import TYPE_CHECKING
 
-from engine.exports.listening import listen
 from engine.exports.nbd.connection import Connection
 from engine.objects.tls import QCryptoTLSCredsEndpoint, find_tls_creds
+from engine.sockets.listening import listen
 
 if TYPE_CHECKING:
     import ssl
 
     from engine.engine import ControlPlane
-    from engine.exports.addresses import Address
     from engine.exports.nbd.export import NBDExport
-    from engine.monitor.chardev.sockets import Listening
     from engine.objects.store import Objects
+    from engine.sockets.addresses import Address
+    from engine.sockets.streams import Listening
 
 log = logging.getLogger("engine.nbd")
 
@@ -28,7 +34,7 @@ _RETRY = 1.0
 
 
 class NBDServer:
-    """A listening NBD server. Control plane, but for find() and exports().
+    """A listening NBD server. Control plane, but for find(), exports() and what takes and counts clients.
 
     max_connections: clients at a time, 0 for any number; the next ones wait. inherited: the address may name a file
     descriptor by its number.
@@ -54,7 +60,11 @@ class NBDServer:
         self.tls: ssl.SSLContext | None = None
         self.max_connections = DEFAULT_MAX_CONNECTIONS if max_connections is None else max_connections
         self._listening: list[Listening] = []
-        self._accepting = False
+        self._listener: threading.Thread | None = None
+        self._wake = -1
+        """An eventfd that makes the listener look again."""
+        self._lock = threading.Lock()
+        self._stopped = False
         self._connections: set[Connection] = set()
         self._exports: dict[str, NBDExport] = {}
         self._empty = asyncio.Event()
@@ -89,56 +99,73 @@ class NBDServer:
         except BaseException:
             self._close_listening()
             raise
-        self._resume()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._listener = threading.Thread(target=self._listen, name="nbd listener", daemon=True)
+        self._listener.start()
 
-    def _resume(self) -> None:
-        room = not self.max_connections or len(self._connections) < self.max_connections
-        if self._listening and room and not self._accepting:
-            self._accepting = True
-            for listening in self._listening:
-                self._control.loop.add_reader(listening.sock.fileno(), self._accept, listening)
+    def _listen(self) -> None:
+        """Take clients while there is room for them. The listener's thread."""
+        by_fd = {listening.sock.fileno(): listening for listening in self._listening}
+        tired = False
+        while True:
+            with self._lock:
+                if self._stopped:
+                    return
+                room = not self.max_connections or len(self._connections) < self.max_connections
+            poll = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            for fd in by_fd if room and not tired else ():
+                poll.register(fd, select.POLLIN)
+            ready = [fd for fd, _ in poll.poll(_RETRY * 1000 if tired else None)]
+            tired = False
+            if self._wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            elif ready:
+                tired = not self._accept(by_fd[ready[0]])
 
-    def _pause(self) -> None:
-        if self._accepting:
-            self._accepting = False
-            for listening in self._listening:
-                self._control.loop.remove_reader(listening.sock.fileno())
-
-    def _accept(self, listening: Listening) -> None:
+    def _accept(self, listening: Listening) -> bool:
+        """Take a client that has come; False if that is not possible just now."""
         try:
             sock, _ = listening.sock.accept()
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-            return
+            return True
         except OSError as exc:
             log.warning("NBD server can't take a client: %s", exc)
-            self._pause()
-            self._control.loop.call_later(_RETRY, self._resume)
-            return
+            return False
         connection = Connection(sock, self, self._ended)
-        self._connections.add(connection)
-        if self.max_connections and len(self._connections) >= self.max_connections:
-            self._pause()
+        with self._lock:
+            if self._stopped:
+                sock.close()
+                return True
+            self._connections.add(connection)
         try:
             connection.start()
         except RuntimeError as exc:  # no more threads
             log.warning("NBD server can't serve a client: %s", exc)
             sock.close()
-            self._gone(connection)
+            self._ended(connection)
+            return False
+        return True
 
     def _ended(self, connection: Connection) -> None:
         """The thread of *connection* is about to end. In that thread."""
-        self._control.post(lambda: self._gone(connection))
+        with self._lock:
+            self._connections.discard(connection)
+            if not self._stopped:
+                self._look_again()
+                return
+            last = not self._connections
+        if last:
+            self._control.post(self._empty.set)
 
-    def _gone(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        if not self._connections:
-            self._empty.set()
-        self._resume()
+    def _look_again(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._wake, 1)
 
     # -- end -------------------------------------------------------------------------------------------------
 
     def _close_listening(self) -> None:
-        self._pause()
         for listening in self._listening:
             with contextlib.suppress(OSError):
                 listening.remove_file()
@@ -147,12 +174,20 @@ class NBDServer:
 
     def stop(self) -> None:
         """Take no more clients and cut off those there are."""
+        with self._lock:
+            self._stopped = True
+            connections = list(self._connections)
+            if not connections:
+                self._empty.set()
+        if self._listener is not None:
+            self._look_again()
+            self._listener.join()
+            os.close(self._wake)
+            self._listener = None
         self._close_listening()
-        for connection in self._connections:
+        for connection in connections:
             connection.cut_off()
 
     async def wait(self) -> None:
         """After stop(): return when the last client's thread is done."""
-        while self._connections:
-            self._empty.clear()
-            await self._empty.wait()
+        await self._empty.wait()

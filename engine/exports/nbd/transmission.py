@@ -14,11 +14,11 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from engine.exports.nbd import protocol as nbd
 from engine.exports.nbd.handshake import Disconnect
 from engine.graph.driver import Status, WriteFlag
 from engine.graph.requests import is_zero
 from engine.graph.status import status_above
+from engine.nbd import protocol as nbd
 
 if TYPE_CHECKING:
     from engine.exports.nbd.handshake import Chosen

@@ -6,29 +6,12 @@ from typing import Any
 
 from engine.errors import GenericError
 from engine.graph.graph import id_wellformed
-from engine.qapi import Int, Struct, UInt16, Union, from_wire
+from engine.qapi import Int, Struct, Union, from_wire
 from engine.qapi.json_stream import from_json
 from engine.qapi.opts import option_bool, option_number, parse_opts
+from engine.sockets.addresses import InetSocketAddress, UnixSocketAddress
 
 ID_HINT = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
-
-
-class InetSocketAddress(Struct):
-    """A TCP address. port: number or service name. to: last port to try when listening. ipv4, ipv6: which to use."""
-
-    host: str
-    port: str
-    to: UInt16 | None = None
-    ipv4: bool | None = None
-    ipv6: bool | None = None
-
-
-class UnixSocketAddress(Struct):
-    """A Unix socket. abstract: its name is in Linux's own name space, not a path. tight: not padded with zeros."""
-
-    path: str
-    abstract: bool | None = None
-    tight: bool | None = None
 
 
 class SocketAddressLegacy(Union, tag="type"):

@@ -8,10 +8,11 @@ import socket
 from typing import Any, ClassVar
 
 from engine.errors import GenericError
-from engine.monitor.chardev import sockets
 from engine.monitor.chardev.base import Chardev, chardev_kind
-from engine.monitor.chardev.options import ChardevSocket, InetSocketAddress, UnixSocketAddress
+from engine.monitor.chardev.options import ChardevSocket
 from engine.monitor.session import Session, SessionFactory
+from engine.sockets import streams
+from engine.sockets.addresses import InetSocketAddress, UnixSocketAddress
 
 log = logging.getLogger("engine.monitor")
 
@@ -29,7 +30,7 @@ class SocketChardev(Chardev):
         self._wait = options.wait if options.wait is not None else self._server
         self._nodelay = options.nodelay is True
         self._reconnect = options.reconnect or 0
-        self._listening: sockets.Listening | None = None
+        self._listening: streams.Listening | None = None
         self._early: list[socket.socket] = []
         self._sessions: dict[Session, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -77,9 +78,9 @@ class SocketChardev(Chardev):
 
     async def _listen(self) -> None:
         if isinstance(self._address, UnixSocketAddress):
-            self._listening = sockets.listen_unix(self._address)
+            self._listening = streams.listen_unix(self._address)
         else:
-            self._listening = await sockets.listen_inet(self._address)
+            self._listening = await streams.listen_inet(self._address)
         if self._wait:
             self.announce(f"waiting for connection on: {self.filename}")
             try:
@@ -91,8 +92,8 @@ class SocketChardev(Chardev):
 
     async def _connect(self) -> socket.socket:
         if isinstance(self._address, UnixSocketAddress):
-            return await sockets.connect_unix(self._address)
-        return await sockets.connect_inet(self._address)
+            return await streams.connect_unix(self._address)
+        return await streams.connect_inet(self._address)
 
     async def _keep_connecting(self, *, at_once: bool) -> None:
         told = not at_once

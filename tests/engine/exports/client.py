@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.exports.nbd import protocol as nbd
+from engine.nbd import protocol as nbd
 
 
 class Reply(NamedTuple):

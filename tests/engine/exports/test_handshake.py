@@ -11,7 +11,7 @@ import pytest
 
 from engine.errors import QMPError
 from engine.exports.nbd import handshake
-from engine.exports.nbd import protocol as nbd
+from engine.nbd import protocol as nbd
 from tests.engine.exports.client import Client, Gone, string
 from tests.engine.exports.conftest import SIZE, Serving
 from tests.engine.objects.certificates import Authority

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from engine.errors import QMPError
-from engine.exports.nbd import protocol as nbd
 from engine.graph.drain import drained
+from engine.nbd import protocol as nbd
 from tests.engine.exports.client import Gone
 from tests.engine.exports.conftest import Serving
 
@@ -151,3 +151,22 @@ def test_closing_the_engine_with_clients(serving: Serving) -> None:
         ]
         assert silent.gone
         assert not serving.path.exists()
+
+
+def test_clients_are_taken_while_the_control_plane_is_busy(serving: Serving) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        inside.set()
+        assert leave.wait(20)
+
+    holder = threading.Thread(target=lambda: serving.engine.control.call(hold))
+    holder.start()
+    try:
+        assert inside.wait(20)
+        with serving.connect() as client:
+            client.go()
+            assert client.read(0, 3) == b"\0" * 3
+    finally:
+        leave.set()
+        holder.join()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.exports.nbd import protocol as nbd
+from engine.nbd import protocol as nbd
 from tests.engine.exports.client import Client, Gone
 from tests.engine.exports.conftest import SIZE, Serving
 

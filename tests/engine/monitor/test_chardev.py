@@ -13,10 +13,11 @@ import pytest
 from engine.errors import GenericError
 from engine.monitor.addresses import chardev_from_address
 from engine.monitor.chardev.kinds import make_chardev
-from engine.monitor.chardev.options import InetSocketAddress, UnixSocketAddress, chardev_from_option
-from engine.monitor.chardev.sockets import connect_inet, connect_unix, listen_inet, listen_unix
+from engine.monitor.chardev.options import chardev_from_option
 from engine.monitor.chardev.stdio import FdTransport
 from engine.qapi import to_wire
+from engine.sockets.addresses import InetSocketAddress, UnixSocketAddress
+from engine.sockets.streams import connect, connect_inet, connect_unix, listen_inet, listen_unix
 
 
 def described(text: str) -> Any:
@@ -297,3 +298,29 @@ async def test_fd_transport_reads_a_plain_file(tmp_path: Path) -> None:
         assert len(recorder.data) == 200_000
         transport.close()
         await recorder.expect("lost")
+
+
+async def test_a_numeric_address_looks_up_no_name() -> None:
+    with pytest.raises(GenericError, match="address resolution failed for localhost:0: Name or service not known"):
+        await listen_inet(InetSocketAddress(host="localhost", port="0", numeric=True))
+    listening = await listen_inet(InetSocketAddress(host="127.0.0.1", port="0", numeric=True))
+    port = str(listening.sock.getsockname()[1])
+    try:
+        with pytest.raises(GenericError, match=f"address resolution failed for localhost:{port}: "):
+            connect(InetSocketAddress(host="localhost", port=port, numeric=True))
+        with connect(InetSocketAddress(host="127.0.0.1", port=port, numeric=True, keep_alive=True)) as sock:
+            assert sock.getpeername()[1] == int(port)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    finally:
+        listening.sock.close()
+
+
+def test_blocking_connections_fail_with_the_address(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    with pytest.raises(GenericError, match=f"Failed to connect to '{missing}': No such file or directory"):
+        connect(UnixSocketAddress(path=missing))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(GenericError, match=f"Failed to connect to '127.0.0.1:{port}': Connection refused"):
+            connect(InetSocketAddress(host="127.0.0.1", port=str(port)))

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.commands.exports import start_nbd_server
 from engine.errors import GenericError, QMPError
-from engine.exports.addresses import parse_address
 from engine.monitor.hmp.registry import hmp
+from engine.sockets.addresses import parse_address
 
 if TYPE_CHECKING:
     from engine.monitor.hmp.interpreter import Monitor

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from engine.errors import GenericError
-from engine.monitor.chardev import options as chardev
-from engine.qapi import Enum, Struct, Union
+from engine.qapi import Enum, Struct, UInt16, Union
 
 
 class SocketAddressType(Enum):
-    """Kinds of socket addresses."""
+    """Kinds of socket addresses.
+
+    inet: TCP
+    unix: a socket in the file system
+    vsock: between a guest and its host
+    fd: a file descriptor that was passed
+    """
 
     INET = "inet"
     UNIX = "unix"
@@ -16,16 +21,29 @@ class SocketAddressType(Enum):
     FD = "fd"
 
 
-class InetSocketAddress(chardev.InetSocketAddress):
-    """A TCP address. numeric: the host is a number, not a name to look up. keep_alive, mptcp: of connections made."""
+class InetSocketAddress(Struct):
+    """A TCP address.
 
+    port: number or service name. numeric: the host is a number, not a name to look up. to: last port to try when
+    listening. ipv4, ipv6: which to use. keep_alive, mptcp: of connections made.
+    """
+
+    host: str
+    port: str
     numeric: bool | None = None
+    to: UInt16 | None = None
+    ipv4: bool | None = None
+    ipv6: bool | None = None
     keep_alive: bool | None = None
     mptcp: bool | None = None
 
 
-class UnixSocketAddress(chardev.UnixSocketAddress):
-    """A Unix socket."""
+class UnixSocketAddress(Struct):
+    """A Unix socket. abstract: its name is in Linux's own name space, not a path. tight: not padded with zeros."""
+
+    path: str
+    abstract: bool | None = None
+    tight: bool | None = None
 
 
 class VsockSocketAddress(Struct):

@@ -7,8 +7,8 @@ import socket
 import stat
 
 from engine.errors import GenericError, os_error_text
-from engine.exports.addresses import Address, InetSocketAddress, String, UnixSocketAddress
-from engine.monitor.chardev.sockets import Listening, listen_inet, listen_unix
+from engine.sockets.addresses import Address, InetSocketAddress, String, UnixSocketAddress, VsockSocketAddress
+from engine.sockets.streams import Listening, listen_inet, listen_unix, vsock_numbers
 
 _BACKLOG = 128
 
@@ -19,14 +19,12 @@ async def listen(address: Address, *, inherited: bool) -> list[Listening]:
     Errors: GenericError.
     """
     if isinstance(address, InetSocketAddress):
-        if address.mptcp:
-            raise GenericError("Multipath TCP is not available in this version")
         return [await listen_inet(address)]
     if isinstance(address, UnixSocketAddress):
         return [listen_unix(address)]
     if isinstance(address, String):
         return [_adopt(address.str_, inherited)]
-    return [_listen_vsock(address.cid, address.port)]
+    return [_listen_vsock(address)]
 
 
 def _adopt(name: str, inherited: bool) -> Listening:
@@ -52,14 +50,12 @@ def _adopt(name: str, inherited: bool) -> Listening:
     return Listening(sock, "", None)
 
 
-def _listen_vsock(cid: str, port: str) -> Listening:
-    for what, text in (("cid", cid), ("port", port)):
-        if not text.isdecimal() or int(text) >= 1 << 32:
-            raise GenericError(f"Failed to parse {what} '{text}'")
+def _listen_vsock(address: VsockSocketAddress) -> Listening:
+    numbers = vsock_numbers(address)
     sock = None
     try:
         sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        sock.bind((int(cid), int(port)))
+        sock.bind(numbers)
         sock.listen(_BACKLOG)
     except OSError as exc:
         if sock is not None:

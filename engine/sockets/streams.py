@@ -8,13 +8,15 @@ import errno
 import os
 import socket
 import stat
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from engine.errors import GenericError, os_error_text
-from engine.monitor.chardev.options import InetSocketAddress, UnixSocketAddress
+from engine.sockets.addresses import Address, InetSocketAddress, UnixSocketAddress, VsockSocketAddress
 
 _PATH_MAX = 107
 _BACKLOG = 128
+_IPPROTO_MPTCP: Final = 262
+"""Linux's number, which Python does not name."""
 
 
 class Listening(NamedTuple):
@@ -111,14 +113,14 @@ async def listen_inet(address: InetSocketAddress) -> Listening:
 
 
 async def connect_unix(address: UnixSocketAddress) -> socket.socket:
-    """Connect to a Unix socket. Errors: GenericError."""
+    """Connect to a Unix socket; the socket does not block. Errors: GenericError."""
     name = _unix_name(address)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         await asyncio.get_running_loop().sock_connect(sock, name)
     except OSError as exc:
         sock.close()
-        raise GenericError(f"Failed to connect to '{address.path}': {os_error_text(exc)}") from exc
+        raise _no_unix(address, exc) from exc
     except BaseException:
         sock.close()
         raise
@@ -126,11 +128,12 @@ async def connect_unix(address: UnixSocketAddress) -> socket.socket:
 
 
 async def connect_inet(address: InetSocketAddress) -> socket.socket:
-    """Connect to a TCP port. Errors: GenericError."""
+    """Connect to a TCP port; the socket does not block. Errors: GenericError."""
     error: OSError | None = None
     for family, kind, protocol, _, where in await _resolve(address, 0):
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
         try:
+            _keep_alive(sock, address)
             await asyncio.get_running_loop().sock_connect(sock, where)
         except OSError as exc:
             sock.close()
@@ -140,32 +143,133 @@ async def connect_inet(address: InetSocketAddress) -> socket.socket:
             sock.close()
             raise
         return sock
-    assert error is not None
-    raise GenericError(f"Failed to connect to '{address.host}:{address.port}': {os_error_text(error)}") from error
+    raise _no_inet(address, error) from error
+
+
+def connect(address: Address) -> socket.socket:
+    """Connect to *address*, for plain blocking calls; waits as long as the system does. Errors: GenericError."""
+    if isinstance(address, UnixSocketAddress):
+        return _connect_unix(address)
+    if isinstance(address, InetSocketAddress):
+        return _connect_inet(address)
+    if isinstance(address, VsockSocketAddress):
+        return _connect_vsock(address)
+    raise GenericError("only QEMU supports file descriptor passing")
+
+
+def _connect_unix(address: UnixSocketAddress) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(_unix_name(address))
+    except OSError as exc:
+        sock.close()
+        raise _no_unix(address, exc) from exc
+    except GenericError:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_inet(address: InetSocketAddress) -> socket.socket:
+    error: OSError | None = None
+    try:
+        found = socket.getaddrinfo(
+            *_question(address), family=_family(address), type=socket.SOCK_STREAM, flags=_flags(address)
+        )
+    except socket.gaierror as exc:
+        raise _unresolved(address, exc) from exc
+    for family, kind, protocol, _, where in _with_protocol(found, address):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            _keep_alive(sock, address)
+            sock.connect(where)
+        except OSError as exc:
+            sock.close()
+            error = exc
+            continue
+        return sock
+    raise _no_inet(address, error) from error
+
+
+def _connect_vsock(address: VsockSocketAddress) -> socket.socket:
+    cid, port = vsock_numbers(address)
+    sock = None
+    try:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        sock.connect((cid, port))
+    except OSError as exc:
+        if sock is not None:
+            sock.close()
+        raise GenericError(f"Failed to connect to '{address.cid}:{address.port}': {os_error_text(exc)}") from exc
+    return sock
+
+
+def vsock_numbers(address: VsockSocketAddress) -> tuple[int, int]:
+    """Context id and port of a vsock address. Errors: GenericError."""
+    for what, text in (("cid", address.cid), ("port", address.port)):
+        if not text.isdecimal() or int(text) >= 1 << 32:
+            raise GenericError(f"Failed to parse {what} '{text}'")
+    return int(address.cid), int(address.port)
+
+
+def _no_unix(address: UnixSocketAddress, exc: OSError) -> GenericError:
+    return GenericError(f"Failed to connect to '{address.path}': {os_error_text(exc)}")
+
+
+def _no_inet(address: InetSocketAddress, exc: OSError | None) -> GenericError:
+    reason = os_error_text(exc) if exc is not None else "there is no address"
+    return GenericError(f"Failed to connect to '{address.host}:{address.port}': {reason}")
+
+
+def _keep_alive(sock: socket.socket, address: InetSocketAddress) -> None:
+    if address.keep_alive:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 _Resolved = list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]]]
 
 
-async def _resolve(address: InetSocketAddress, flags: int) -> _Resolved:
+def _question(address: InetSocketAddress) -> tuple[str | None, str]:
+    """Host and port to ask the resolver for. Errors: GenericError."""
     if address.ipv4 is False and address.ipv6 is False:
         raise GenericError("Cannot disable IPv4 and IPv6 at same time")
-    family = socket.AF_UNSPEC
-    if address.ipv6 is False or (address.ipv4 and not address.ipv6):
-        family = socket.AF_INET
-    elif address.ipv4 is False or (address.ipv6 and not address.ipv4):
-        family = socket.AF_INET6
     port = address.port
     if port.isdecimal() and int(port) > 65535:
         raise GenericError(f"address resolution failed for {address.host}:{port}: the port is above 65535")
-    loop = asyncio.get_running_loop()
+    return address.host or None, port
+
+
+def _family(address: InetSocketAddress) -> socket.AddressFamily:
+    if address.ipv6 is False or (address.ipv4 and not address.ipv6):
+        return socket.AF_INET
+    if address.ipv4 is False or (address.ipv6 and not address.ipv4):
+        return socket.AF_INET6
+    return socket.AF_UNSPEC
+
+
+def _flags(address: InetSocketAddress) -> int:
+    return socket.AI_ADDRCONFIG | (socket.AI_NUMERICHOST | socket.AI_NUMERICSERV if address.numeric else 0)
+
+
+def _with_protocol(found: Any, address: InetSocketAddress) -> _Resolved:
+    if not address.mptcp:
+        return cast(_Resolved, found)
+    return [(family, kind, _IPPROTO_MPTCP, name, where) for family, kind, _, name, where in found]
+
+
+def _unresolved(address: InetSocketAddress, exc: socket.gaierror) -> GenericError:
+    return GenericError(f"address resolution failed for {address.host}:{address.port}: {exc.strerror}")
+
+
+async def _resolve(address: InetSocketAddress, flags: int) -> _Resolved:
+    host, port = _question(address)
     try:
-        found = await loop.getaddrinfo(
-            address.host or None, port, family=family, type=socket.SOCK_STREAM, flags=flags | socket.AI_ADDRCONFIG
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, family=_family(address), type=socket.SOCK_STREAM, flags=_flags(address) | flags
         )
     except socket.gaierror as exc:
-        raise GenericError(f"address resolution failed for {address.host}:{port}: {exc.strerror}") from exc
-    return found  # type: ignore[return-value]
+        raise _unresolved(address, exc) from exc
+    return _with_protocol(found, address)
 
 
 def _port_number(found: _Resolved) -> int:

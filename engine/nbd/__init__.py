@@ -1,0 +1,1 @@
+"""The NBD protocol: its numbers and layouts, and the client. The server is an export (engine.exports.nbd)."""
