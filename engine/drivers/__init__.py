@@ -41,19 +41,20 @@ _FORMATS: Final[dict[str, _Magic | None]] = {
 }
 """Name, which is the module's too: offset and bytes that an image is sure to have."""
 _PROTOCOLS: Final = {
-    "file": ("file", "file"),
-    "host_device": ("file", "host_device"),
-    "host_cdrom": ("host_cdrom", "host_cdrom"),
-    "null-co": ("null", "null-co"),
-    "null-aio": ("null", "null-aio"),
+    "file": ("file", ("file",)),
+    "host_device": ("file", ("host_device",)),
+    "host_cdrom": ("host_cdrom", ("host_cdrom",)),
+    "nbd": ("nbd", ("nbd", "nbd+tcp", "nbd+unix")),
+    "null-co": ("null", ("null-co",)),
+    "null-aio": ("null", ("null-aio",)),
 }
-"""Name: module, prefix of file names."""
+"""Name: module, prefixes of file names."""
 _FILTER_PREFIXES: Final = ("blkdebug", "blkverify")
 
 for _name, _magic in _FORMATS.items():
     drivers.announce(_name, f"engine.drivers.format.{_name}", probes=True, magic=_magic)
-for _name, (_module, _prefix) in _PROTOCOLS.items():
-    drivers.announce(_name, f"engine.drivers.protocol.{_module}", prefix=_prefix)
+for _name, (_module, _prefixes) in _PROTOCOLS.items():
+    drivers.announce(_name, f"engine.drivers.protocol.{_module}", prefixes=_prefixes)
 for _name, _module in _FILTERS.items():
-    _own_prefix = _name if _name in _FILTER_PREFIXES else None
-    drivers.announce(_name, f"engine.drivers.filter.{_module}", prefix=_own_prefix)
+    _own_prefixes = (_name,) if _name in _FILTER_PREFIXES else ()
+    drivers.announce(_name, f"engine.drivers.filter.{_module}", prefixes=_own_prefixes)

@@ -86,8 +86,8 @@ class Driver(abc.ABC):
     supports_compressed_writes: ClassVar[bool] = False
     supports_snapshots: ClassVar[bool] = False
     """Whether the image can hold internal snapshots; ask engine.graph.internal_snapshots, which knows of filters."""
-    protocol_prefix: ClassVar[str | None] = None
-    """``nbd`` for file names that begin ``nbd:``; None for drivers without one."""
+    protocol_prefixes: ClassVar[tuple[str, ...]] = ()
+    """``nbd`` for file names that begin ``nbd:``."""
     strong_options: ClassVar[tuple[str, ...]] = ()
     """Options that change the data seen, hence appear in a generated file name. Ending in '.' means a prefix."""
     child_options: ClassVar[frozenset[str]] = frozenset({"file", "backing"})

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class Announced(NamedTuple):
     """A driver that is not loaded. module: what to import. probes: it may recognise images by their first bytes.
 
-    magic: (offset, bytes) without which it recognises nothing; None where that is not so simple. prefix: the part
-    before the colon of the file names it takes; None for none.
+    magic: (offset, bytes) without which it recognises nothing; None where that is not so simple. prefixes: the parts
+    before the colon of the file names it takes.
     """
 
     module: str
     probes: bool
     magic: tuple[int, bytes] | None
-    prefix: str | None
+    prefixes: tuple[str, ...]
 
     def may_be(self, head: bytes) -> bool:
         """Whether it is worth while to ask the driver about an image that begins with *head*."""
@@ -65,9 +65,9 @@ class DriverTable(Mapping[str, "type[Driver]"]):
     def by_prefix(self, prefix: str) -> type[Driver] | None:
         """The driver of file names that begin *prefix* and a colon."""
         for driver in self._loaded.values():
-            if driver.protocol_prefix == prefix:
+            if prefix in driver.protocol_prefixes:
                 return driver
-        return next((self[name] for name, entry in self._announced.items() if entry.prefix == prefix), None)
+        return next((self[name] for name, entry in self._announced.items() if prefix in entry.prefixes), None)
 
     def announce(
         self,
@@ -76,11 +76,11 @@ class DriverTable(Mapping[str, "type[Driver]"]):
         *,
         probes: bool = False,
         magic: tuple[int, bytes] | None = None,
-        prefix: str | None = None,
+        prefixes: tuple[str, ...] = (),
     ) -> None:
         """Make a driver known that *module* registers when it is imported; see Announced."""
         if name not in self._loaded:
-            self._announced[name] = Announced(module, probes, magic, prefix)
+            self._announced[name] = Announced(module, probes, magic, prefixes)
             tag_enum("BlockdevDriver").announce(name, lambda: self[name])
 
     def add(self, cls: type[Driver]) -> None:

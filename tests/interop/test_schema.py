@@ -26,7 +26,6 @@ NO_DRIVER = [
     "https",
     "iscsi",
     "luks",
-    "nbd",
     "nfs",
     "nvme",
     "rbd",

@@ -112,7 +112,7 @@ class BlkdebugDriver(FilterDriver):
     name = "blkdebug"
     Options = BlockdevOptionsBlkdebug
     is_protocol = True
-    protocol_prefix = "blkdebug"
+    protocol_prefixes = ("blkdebug",)
     child_options = frozenset({"image"})
     strong_options = (
         "config",

@@ -36,7 +36,7 @@ class BlkverifyDriver(FilterDriver):
     name = "blkverify"
     Options = BlockdevOptionsBlkverify
     is_protocol = True
-    protocol_prefix = "blkverify"
+    protocol_prefixes = ("blkverify",)
     child_options = frozenset({"raw", "test"})
 
     raw: Edge

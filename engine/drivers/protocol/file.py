@@ -41,7 +41,12 @@ _IOV_CHUNK = 1 << 30
 
 
 class BlockdevAioOptions(Enum):
-    """How requests reach the host. All are served by positional system calls in the caller's thread here."""
+    """How requests reach the host. All are served by positional system calls in the caller's thread here.
+
+    threads: a pool of threads
+    native: Linux AIO; needs cache.direct=on
+    io_uring: Linux io_uring
+    """
 
     THREADS = "threads"
     NATIVE = "native"
@@ -385,7 +390,7 @@ class FileDriver(HostFileDriver):
     """Regular files."""
 
     name = "file"
-    protocol_prefix = "file"
+    protocol_prefixes = ("file",)
     CreateOptions = BlockdevCreateOptionsFile
 
     @classmethod
@@ -445,7 +450,7 @@ class HostDeviceDriver(HostFileDriver):
     """Block and character devices."""
 
     name = "host_device"
-    protocol_prefix = "host_device"
+    protocol_prefixes = ("host_device",)
 
     @classmethod
     def parse_filename(cls, filename: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class HostCdromDriver(HostDeviceDriver):
     """CD-ROM drives. Without a medium requests end with ENOMEDIUM; the length is that of the medium at hand."""
 
     name = "host_cdrom"
-    protocol_prefix = "host_cdrom"
+    protocol_prefixes = ("host_cdrom",)
     SpecificStats = None  # type: ignore[assignment]  # QEMU tells none of these
 
     @classmethod

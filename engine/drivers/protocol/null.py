@@ -85,7 +85,7 @@ class NullCoDriver(NullDriver):
     """null-co."""
 
     name = "null-co"
-    protocol_prefix = "null-co"
+    protocol_prefixes = ("null-co",)
 
 
 @register
@@ -93,4 +93,4 @@ class NullAioDriver(NullDriver):
     """null-aio."""
 
     name = "null-aio"
-    protocol_prefix = "null-aio"
+    protocol_prefixes = ("null-aio",)
