@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine.copying.writeback import Writeback
 from engine.graph.backend import BlockBackend
 from engine.graph.driver import Extent, FilterDriver, Status, WriteFlag, WritePlan
 from engine.graph.node import Node
@@ -198,6 +199,7 @@ class Copier:
         """Whether the kernel may bypass what lies above source and target, while copy() runs."""
         self.kernel_bytes = 0
         """Bytes copied by the kernel."""
+        self._writeback = Writeback(target.node)
 
     def copy(self, offset: int, length: int) -> int:
         """Make [offset, offset + length) of the target read as the source does; returns how many bytes were no zeros.
@@ -361,6 +363,7 @@ class Copier:
             host.after_host_write(host_offset, size)
         target.placed(offset, length)
         self.kernel_bytes += length
+        self._writeback.wrote(length)
         return True
 
     def _copy_extents(self, pieces: list[Piece], plan: WritePlan, start: int, end: int) -> None:
@@ -417,6 +420,7 @@ class Copier:
             except OSError as exc:
                 raise CopyError(exc, False) from exc
             offset += len(part)
+        self._writeback.wrote(length)
 
     def _scratch(self) -> memoryview:
         if self._buffer is None:

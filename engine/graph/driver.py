@@ -316,6 +316,12 @@ class Driver(abc.ABC):
             if edge.perm & (Perm.WRITE | Perm.WRITE_UNCHANGED):
                 edge.flush()
 
+    def start_writeback(self) -> None:
+        """Have the host begin to write what it holds in its cache; a hint, which orders and promises nothing."""
+        for edge in list(self.node.children.values()):
+            if edge.perm & (Perm.WRITE | Perm.WRITE_UNCHANGED):
+                edge.child.driver.start_writeback()
+
     def block_status(self, offset: int, length: int, want_zero: bool = True) -> Extent:
         """What is at *offset*: one run of at most *length* bytes, as long as it is cheap to tell.
 

@@ -311,6 +311,10 @@ class HostFileDriver(Driver):
         if not self.node.cache_no_flush:
             os.fdatasync(self.fd)
 
+    def start_writeback(self) -> None:
+        if not self.node.cache_no_flush:
+            hostfile.start_writeback(self.fd)
+
     def block_status(self, offset: int, length: int, want_zero: bool = True) -> Extent:
         if not want_zero:
             return Extent(length, _DATA_HERE, self.node, offset)

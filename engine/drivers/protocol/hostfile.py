@@ -1,4 +1,4 @@
-"""Calls on host files that the os module lacks: fallocate with modes, and runs of data and holes."""
+"""Calls on host files that the os module lacks: fallocate with modes, early writeback, runs of data and holes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,23 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY):
             code = errno.ENOTSUP
         raise OSError(code, os.strerror(code))
+
+
+_START_WRITE = 2
+"""SYNC_FILE_RANGE_WRITE of Linux."""
+
+
+@functools.cache
+def _libc_sync_file_range() -> Callable[[int, int, int, int], int]:
+    function = ctypes.CDLL(None, use_errno=True).sync_file_range
+    function.argtypes = [ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_uint]
+    function.restype = ctypes.c_int
+    return function
+
+
+def start_writeback(fd: int) -> None:
+    """Have the kernel begin to write the file's cached data to the disk. A hint: errors show at the next flush."""
+    _libc_sync_file_range()(fd, 0, 0, _START_WRITE)
 
 
 def data_run(fd: int, offset: int, length: int) -> tuple[bool, int]:

@@ -11,6 +11,7 @@ import pytest
 from engine.copying import copier as copying
 from engine.copying.copier import BackendTarget, Copier, CopyError, PopulateTarget
 from engine.drivers.filter.internal import NoOptions, new_filter_node
+from engine.drivers.protocol import hostfile
 from engine.graph.backend import BlockBackend
 from engine.graph.driver import Extent, FilterDriver, Opening, Status
 from engine.graph.node import Node
@@ -300,3 +301,27 @@ def test_populate_leaves_trackers_alone(session: Session) -> None:
     assert seen == []
     assert content(top) == before
     assert top.block_status(0, MIB).flags & Status.ALLOCATED
+
+
+@pytest.mark.parametrize(("options", "begun"), [({}, 4), ({"cache": {"no-flush": True}}, 0)])
+def test_the_disk_begins_to_write_while_the_copy_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], begun: int
+) -> None:
+    asked: list[int] = []
+    real = hostfile.start_writeback
+
+    def note(fd: int) -> None:
+        asked.append(os.fstat(fd).st_ino)
+        real(fd)
+
+    monkeypatch.setattr(hostfile, "start_writeback", note)
+    source = bench.raw("s", noise(1, 64 * MIB))
+    path = bench.folder / "t.raw"
+    path.write_bytes(b"")
+    os.truncate(path, 64 * MIB)
+    file = {"driver": "file", "filename": str(path), **options}
+    target = bench.add(driver="raw", node_name="t", file=file)
+    copier = Copier(source, BackendTarget(backend(bench, target)))
+    for offset in range(0, 64 * MIB, MIB):
+        copier.copy(offset, MIB)
+    assert asked == [path.stat().st_ino] * begun
