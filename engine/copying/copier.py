@@ -186,10 +186,13 @@ class Piece:
 class Copier:
     """Copies ranges from *source* to *target*; any thread, one range at a time.
 
-    look_for_zeros: whether data that is all zero becomes a zero write (stream), in pieces of ZERO_SPAN.
+    look_for_zeros: whether data that is all zero becomes a zero write (stream), in pieces of ZERO_SPAN. flushed_after:
+    whether a flush of the target comes behind the last copy, so that it pays to have the disk begin before.
     """
 
-    def __init__(self, source: Node, target: Target, *, look_for_zeros: bool = False) -> None:
+    def __init__(
+        self, source: Node, target: Target, *, look_for_zeros: bool = False, flushed_after: bool = True
+    ) -> None:
         self._source = source
         self._target = target
         self._look_for_zeros = look_for_zeros
@@ -199,7 +202,7 @@ class Copier:
         """Whether the kernel may bypass what lies above source and target, while copy() runs."""
         self.kernel_bytes = 0
         """Bytes copied by the kernel."""
-        self._writeback = Writeback(target.node)
+        self._writeback = Writeback(target.node) if flushed_after else None
 
     def copy(self, offset: int, length: int) -> int:
         """Make [offset, offset + length) of the target read as the source does; returns how many bytes were no zeros.
@@ -363,7 +366,8 @@ class Copier:
             host.after_host_write(host_offset, size)
         target.placed(offset, length)
         self.kernel_bytes += length
-        self._writeback.wrote(length)
+        if self._writeback is not None:
+            self._writeback.wrote(length)
         return True
 
     def _copy_extents(self, pieces: list[Piece], plan: WritePlan, start: int, end: int) -> None:
@@ -420,7 +424,8 @@ class Copier:
             except OSError as exc:
                 raise CopyError(exc, False) from exc
             offset += len(part)
-        self._writeback.wrote(length)
+        if self._writeback is not None:
+            self._writeback.wrote(length)
 
     def _scratch(self) -> memoryview:
         if self._buffer is None:

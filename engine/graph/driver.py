@@ -312,15 +312,18 @@ class Driver(abc.ABC):
     def flush(self) -> None:
         """Bring all data and metadata to stable storage: write caches, then flush the children written to."""
         self.announce_flush()
-        for edge in self.node.children.values():
-            if edge.perm & (Perm.WRITE | Perm.WRITE_UNCHANGED):
-                edge.flush()
+        for edge in self.flushed_children():
+            edge.flush()
+
+    def flushed_children(self) -> list[Edge]:
+        """The children that a flush of the node has to reach: those written to."""
+        written = Perm.WRITE | Perm.WRITE_UNCHANGED
+        return [edge for edge in list(self.node.children.values()) if edge.perm & written]
 
     def start_writeback(self) -> None:
         """Have the host begin to write what it holds in its cache; a hint, which orders and promises nothing."""
-        for edge in list(self.node.children.values()):
-            if edge.perm & (Perm.WRITE | Perm.WRITE_UNCHANGED):
-                edge.child.driver.start_writeback()
+        for edge in self.flushed_children():
+            edge.child.driver.start_writeback()
 
     def block_status(self, offset: int, length: int, want_zero: bool = True) -> Extent:
         """What is at *offset*: one run of at most *length* bytes, as long as it is cheap to tell.

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.bitmaps.dirty import bitmaps_of
 from engine.graph.driver import Extent, Prealloc, Status, WriteFlag
-from engine.graph.permissions import Perm
 from engine.graph.ranges import RangeLock, Readers
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ _DATA, _ZERO, _VALID = int(Status.DATA), int(Status.ZERO), int(Status.OFFSET_VAL
 _RAW, _ALLOCATED, _EOF, _RECURSE = int(Status.RAW), int(Status.ALLOCATED), int(Status.EOF), int(Status.RECURSE)
 _FUA, _MAY_UNMAP, _NO_FALLBACK = int(WriteFlag.FUA), int(WriteFlag.MAY_UNMAP), int(WriteFlag.NO_FALLBACK)
 _COMPRESSED = int(WriteFlag.COMPRESSED)
-_WRITES = Perm.WRITE | Perm.WRITE_UNCHANGED
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP)
 _zeros = memoryview(bytes(1 << 20))
 _ZERO_RUN = bytes(256 << 10)
@@ -335,9 +333,8 @@ class RequestPath(abc.ABC):
         with self._flush_lock:
             if not self._unflushed:
                 # Below there may be something all the same: a filter comes in after the writes that a guest flushes.
-                for edge in list(self.children.values()):
-                    if edge.perm & _WRITES:
-                        edge.flush()
+                for edge in self.driver.flushed_children():
+                    edge.flush()
                 return
             self._unflushed = False
             try:

@@ -30,7 +30,11 @@ _VALID = int(Status.OFFSET_VALID)
 
 
 class OnCbwError(Enum):
-    """What suffers when a copy before a write fails: the write, or the snapshot."""
+    """What suffers when a copy before a write fails: the write, or the snapshot.
+
+    break-guest-write: the guest's write fails
+    break-snapshot: the guest's write succeeds, later reads of the snapshot fail
+    """
 
     BREAK_GUEST_WRITE = "break-guest-write"
     BREAK_SNAPSHOT = "break-snapshot"
@@ -158,6 +162,10 @@ class CopyBeforeWriteDriver(FilterDriver):
     def discard(self, offset: int, length: int) -> None:
         self._copy_before(offset, length)
         self.file.discard(offset, length)
+
+    def flushed_children(self) -> list[Edge]:
+        # A guest that flushes means its own disk; what was saved before its writes is for the user of the target.
+        return [self.filtered]
 
     def _copy_before(self, offset: int, length: int) -> None:
         if self._broken is not None:

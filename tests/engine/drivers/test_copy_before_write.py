@@ -417,3 +417,18 @@ def test_reader_of_the_snapshot_does_not_stop_the_guest(session: Session) -> Non
         user.read(0, memoryview(data))
         assert bytes(data) == noise("disk", SIZE)[:3]
         session.call(lambda: session.engine.graph.remove_backend(user))
+
+
+def test_a_guest_flushes_its_own_disk_and_not_the_copies(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk(session, "disk", noise(1, SIZE))
+    fleece(session)
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: flushed.append(os.fstat(fd).st_ino))
+    cbw = session.node("cbw")
+    for _ in range(2):
+        cbw.write(0, memoryview(b"x" * CLUSTER))
+        cbw.flush()
+        cbw.flush()
+    own = (session.folder / "disk.raw").stat().st_ino
+    assert flushed
+    assert set(flushed) == {own}

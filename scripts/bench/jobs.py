@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+"""Time of block jobs beside qemu-storage-daemon, and of a raw copy beside cp, all in the same run.
+
+    scripts/bench/jobs.py [--size MIB] [--rounds N] [--folder DIR] [--only WORD]
+
+Each case is done by both sides in turn; printed are the medians and their ratio (the daemon's time by ours: above 1
+ours is faster), and the geometric mean of the ratios. A copy counts as done when it is on the disk: that is when the
+job says it is ready or complete, and for cp when `sync -d` has come back.
+
+Layouts: "full" is all data; "holes" has 64 KiB of data after every 64 KiB of nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from engine.engine import Engine
+from tests.qemu import storage_daemon
+
+MIB = 1 << 20
+HOLE = 64 << 10
+
+
+class Side(Protocol):
+    """One of the two programs."""
+
+    def do(self, command: str, **arguments: Any) -> Any:
+        """Execute a command; what it returns."""
+
+    def wait(self, event: str) -> None:
+        """Wait until the next event called *event*."""
+
+
+class Ours:
+    """An engine in this process."""
+
+    def __init__(self) -> None:
+        self.engine = Engine()
+        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.engine.subscribe(self._events.put)
+
+    def do(self, command: str, **arguments: Any) -> Any:
+        return self.engine.execute(command, wire(arguments))
+
+    def wait(self, event: str) -> None:
+        while (found := self._events.get(timeout=300))["event"] != event:
+            pass
+        if "error" in found.get("data", {}):
+            raise RuntimeError(found)
+
+
+class Real:
+    """A qemu-storage-daemon."""
+
+    def __init__(self, daemon: Any) -> None:
+        self._daemon = daemon
+
+    def do(self, command: str, **arguments: Any) -> Any:
+        reply = self._daemon.ask(command, wire(arguments))
+        if "return" not in reply:
+            raise RuntimeError(reply)
+        return reply["return"]
+
+    def wait(self, event: str) -> None:
+        self._daemon.wait_event(event)
+        self._daemon.events.clear()
+
+
+def wire(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", "-"): value for name, value in arguments.items()}
+
+
+@dataclass
+class Place:
+    """Where images are, and how large. size: bytes of the disk."""
+
+    folder: Path
+    size: int
+
+    def source(self, layout: str, fmt: str) -> Path:
+        """An image of that layout, made when it is first asked for."""
+        raw, path = self.folder / f"{layout}.raw", self.folder / f"{layout}.{fmt}"
+        if not raw.exists():
+            step = MIB if layout == "full" else HOLE
+            with raw.open("wb") as out:
+                out.truncate(self.size)
+                for offset in range(0, self.size, step if layout == "full" else 2 * step):
+                    out.seek(offset)
+                    out.write(os.urandom(step))
+        if not path.exists():
+            convert(raw, "raw", path, fmt)
+        return path
+
+    def empty(self, fmt: str, backing: Path | None = None, backing_format: str = "") -> Path:
+        """A new image."""
+        path = self.folder / "target"
+        path.unlink(missing_ok=True)
+        over = ["-b", str(backing), "-F", backing_format] if backing is not None else []
+        subprocess.run(["qemu-img", "create", "-q", "-f", fmt, *over, path, str(self.size)], check=True)
+        return path
+
+
+def convert(path: Path, fmt: str, to: Path, to_format: str) -> None:
+    subprocess.run(["qemu-img", "convert", "-f", fmt, "-O", to_format, path, to], check=True)
+
+
+def add(side: Side, name: str, fmt: str, path: Path, **options: Any) -> None:
+    side.do("blockdev-add", node_name=name, driver=fmt, file={"driver": "file", "filename": str(path)}, **options)
+
+
+def mirror(side: Side, place: Place, layout: str, fmt: str, to: str) -> float:
+    target = place.empty(to)
+    add(side, "s", fmt, place.source(layout, fmt))
+    add(side, "t", to, target)
+    os.sync()
+    began = time.monotonic()
+    side.do("blockdev-mirror", job_id="j", device="s", target="t", sync="full")
+    side.wait("BLOCK_JOB_READY")
+    taken = time.monotonic() - began
+    side.do("block-job-cancel", device="j")
+    side.wait("BLOCK_JOB_COMPLETED")
+    return taken
+
+
+def backup(side: Side, place: Place, layout: str, fmt: str, to: str) -> float:
+    target = place.empty(to)
+    add(side, "s", fmt, place.source(layout, fmt))
+    add(side, "t", to, target)
+    os.sync()
+    began = time.monotonic()
+    side.do("blockdev-backup", job_id="j", device="s", target="t", sync="full")
+    side.wait("BLOCK_JOB_COMPLETED")
+    return time.monotonic() - began
+
+
+def stream(side: Side, place: Place, layout: str, fmt: str, to: str) -> float:
+    """Pull an image into an overlay of format *to*."""
+    source = place.source(layout, fmt)
+    target = place.empty(to, source, fmt)
+    add(side, "s", fmt, source, read_only=True)
+    add(side, "t", to, target, backing="s")
+    os.sync()
+    began = time.monotonic()
+    side.do("block-stream", job_id="j", device="t")
+    side.wait("BLOCK_JOB_COMPLETED")
+    return time.monotonic() - began
+
+
+def commit(side: Side, place: Place, layout: str, fmt: str, to: str) -> float:
+    """Write a layer of the chain down into an empty image of format *to*."""
+    target = place.empty(to)
+    middle, top = place.folder / "middle.qcow2", place.folder / "top.qcow2"
+    convert(place.source(layout, fmt), fmt, middle, "qcow2")
+    subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", target, "-F", to, middle], check=True)
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", middle, "-F", "qcow2", top]
+    subprocess.run(command, check=True)
+    add(side, "t", to, target, read_only=True)
+    add(side, "s", "qcow2", middle, read_only=True, backing="t")
+    add(side, "top", "qcow2", top, backing="s")
+    os.sync()
+    began = time.monotonic()
+    side.do("block-commit", job_id="j", device="top", top_node="s", base_node="t")
+    side.wait("BLOCK_JOB_COMPLETED")
+    return time.monotonic() - began
+
+
+def tidy(side: Side) -> None:
+    """Take out of the graph what is left in it."""
+    while side.do("query-jobs"):
+        time.sleep(0.001)
+    names = ["top", "t", "s"]
+    while left := names_of(side, names):
+        for name in left:
+            # One that another leans on goes in the next round.
+            with contextlib.suppress(Exception):
+                side.do("blockdev-del", node_name=name)
+
+
+def names_of(side: Side, names: list[str]) -> list[str]:
+    """Those of *names* that there are nodes of."""
+    there = {node["node-name"] for node in side.do("query-named-block-nodes")}
+    return [name for name in names if name in there]
+
+
+def copy(place: Place) -> float:
+    """Seconds that cp takes for the full raw image, until it is on the disk."""
+    source, target = place.source("full", "raw"), place.folder / "copy"
+    target.unlink(missing_ok=True)
+    os.sync()
+    began = time.monotonic()
+    subprocess.run(["cp", "--reflink=never", source, target], check=True)
+    subprocess.run(["sync", "-d", target], check=True)
+    taken = time.monotonic() - began
+    target.unlink()
+    return taken
+
+
+Job = Callable[[Side, Place, str, str, str], float]
+CASES: list[tuple[str, Job, str, str, str]] = [
+    (f"{job.__name__} {source} -> {to}, {layout}", job, layout, source, to)
+    for layout in ("full", "holes")
+    for job, pairs in (
+        (mirror, (("raw", "raw"), ("raw", "qcow2"), ("qcow2", "qcow2"), ("qcow2", "raw"))),
+        (backup, (("raw", "raw"), ("raw", "qcow2"), ("qcow2", "qcow2"))),
+        (stream, (("raw", "qcow2"), ("qcow2", "qcow2"))),
+        (commit, (("qcow2", "raw"), ("qcow2", "qcow2"))),
+    )
+    for source, to in pairs
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="block jobs beside qemu-storage-daemon")
+    parser.add_argument("--size", type=int, default=512, help="MiB of the disk (default: 512)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", help="where the images are made (default: a temporary folder)")
+    parser.add_argument("--only", default="", help="only the cases that have this in their name")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as where, storage_daemon("qemu-storage-daemon") as daemon:
+        place = Place(Path(where), args.size * MIB)
+        ours = Ours()
+        sides: dict[str, Side] = {"ours": ours, "daemon": Real(daemon)}
+        ratios = []
+        try:
+            for name, job, layout, source, to in CASES:
+                if args.only not in name:
+                    continue
+                times: dict[str, list[float]] = {"ours": [], "daemon": [], "cp": []}
+                for _ in range(args.rounds):
+                    for who, side in sides.items():
+                        times[who].append(job(side, place, layout, source, to))
+                        tidy(side)
+                    if name == "mirror raw -> raw, full":
+                        times["cp"].append(copy(place))
+                mine, other = statistics.median(times["ours"]), statistics.median(times["daemon"])
+                ratios.append(other / mine)
+                line = f"{name:32} ours {mine:6.3f} s   daemon {other:6.3f} s   ratio {other / mine:5.2f}"
+                if times["cp"]:
+                    cp = statistics.median(times["cp"])
+                    line += f"   cp {cp:6.3f} s: ours takes {mine / cp:.2f} times that"
+                print(line, flush=True)
+        finally:
+            ours.engine.close()
+        print(
+            f"{'geometric mean':32} {math.exp(statistics.fmean(map(math.log, ratios))):51.2f}   least {min(ratios):.2f}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
