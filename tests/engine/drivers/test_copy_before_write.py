@@ -17,6 +17,7 @@ from engine.graph.backend import BlockBackend
 from engine.graph.drain import drained
 from engine.graph.driver import Status, WriteFlag
 from engine.graph.node import Node
+from engine.graph.permissions import Perm
 from tests.engine.jobs.session import CLUSTER, TIMEOUT, Session, content, noise
 from tests.engine.jobs.test_backup import Scribblers
 
@@ -424,11 +425,12 @@ def test_a_guest_flushes_its_own_disk_and_not_the_copies(session: Session, monke
     fleece(session)
     flushed: list[int] = []
     monkeypatch.setattr(os, "fdatasync", lambda fd: flushed.append(os.fstat(fd).st_ino))
-    cbw = session.node("cbw")
+    graph, cbw = session.engine.graph, session.node("cbw")
+    guest = session.engine.control.call(lambda: graph.add_backend("device", "", cbw, Perm.WRITE, Perm.ALL))
     for _ in range(2):
-        cbw.write(0, memoryview(b"x" * CLUSTER))
-        cbw.flush()
-        cbw.flush()
+        guest.write(0, memoryview(b"x" * CLUSTER))
+        guest.flush()
+        guest.flush()
     own = (session.folder / "disk.raw").stat().st_ino
     assert flushed
     assert set(flushed) == {own}
