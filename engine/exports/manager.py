@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from engine.errors import GenericError
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.exports.nbd.server import NBDServer
     from engine.graph.node import Node
+
+_MODULES = {
+    BlockExportType.NBD: "engine.exports.nbd.export",
+    BlockExportType.FUSE: "engine.exports.fuse.export",
+}
+"""What registers the types there are; loaded when one is asked for."""
 
 
 class Exports:
@@ -40,8 +47,9 @@ class Exports:
 
     def add(self, options: BlockExportOptions) -> Export:
         """Make an export. Errors: GenericError."""
-        import engine.exports.nbd.export  # noqa: F401  (registers the type)
-
+        module = _MODULES.get(options.type)
+        if module is not None:
+            import_module(module)
         graph = self.engine.graph
         if not id_wellformed(options.id):
             raise GenericError("Invalid block export id")

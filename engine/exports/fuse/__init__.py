@@ -1,0 +1,1 @@
+"""FUSE exports: a node as a file of the host."""
