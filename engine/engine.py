@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import inspect
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +31,13 @@ log = logging.getLogger("engine")
 
 Event = dict[str, Any]
 Subscriber = Callable[[Event], None]
+Outcome = Callable[[Any, QMPError | None], None]
+"""Takes what a command returned, or its error."""
+CommandObserver = Callable[[str, Mapping[str, Any]], Outcome]
+"""Told of a command before it runs; what it returns is told how the command ended. On the control plane."""
+
+_within: contextvars.ContextVar[bool] = contextvars.ContextVar("within a command", default=False)
+"""Set in what a command, or an HMP line, runs to do its work, which observers are not told of."""
 
 
 class ControlPlane:
@@ -105,6 +113,7 @@ class Engine:
         self.shutdown_cause = ShutdownCause.HOST_SIGNAL
         """What the last event, SHUTDOWN, gives as the reason."""
         self._subscribers: tuple[Subscriber, ...] = ()
+        self._observers: tuple[CommandObserver, ...] = ()
         self._change_announced = False
         self._closed = False
         self.graph.on_change.append(self._graph_changed)
@@ -123,6 +132,11 @@ class Engine:
 
     async def run_command(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Run a QMP command on the control plane. Errors: QMPError only; anything else is logged and told as one."""
+        if self._observers and not _within.get():
+            return await self.observed(command, arguments or {}, self._run_command(command, arguments))
+        return await self._run_command(command, arguments)
+
+    async def _run_command(self, command: str, arguments: Mapping[str, Any] | None) -> Any:
         try:
             result = dispatch(self, command, dict(arguments or {}))
             if inspect.isawaitable(result):
@@ -136,6 +150,34 @@ class Engine:
         except Exception as exc:
             log.exception("internal error in command %s %s", command, json.dumps(arguments, default=str))
             raise GenericError(f"Internal error in '{command}': {exc!r} (see the log)") from exc
+
+    def observe(self, observer: CommandObserver) -> Callable[[], None]:
+        """Tell *observer* of every command from now on, whoever sends it; returns what ends it. Any thread."""
+        self._observers += (observer,)
+
+        def end() -> None:
+            self._observers = tuple(other for other in self._observers if other is not observer)
+
+        return end
+
+    async def observed(self, command: str, arguments: Mapping[str, Any], work: Awaitable[Any]) -> Any:
+        """Await *work*, which carries out the command, and tell the observers of it. Errors: those of *work*.
+
+        For what comes in another form than run_command takes, such as a line that is typed at an HMP monitor.
+        """
+        outcomes = [observer(command, arguments) for observer in self._observers]
+        token = _within.set(True)
+        try:
+            result = await work
+        except QMPError as exc:
+            for outcome in outcomes:
+                outcome(None, exc)
+            raise
+        finally:
+            _within.reset(token)
+        for outcome in outcomes:
+            outcome(result, None)
+        return result
 
     # -- events ----------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from engine.commands import (  # noqa: F401
     mirror,
     misc,
     monitor,
+    nodeoptions,
     objects,
     qom,
     query,

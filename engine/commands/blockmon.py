@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from engine.bitmaps.dirty import bitmaps_of
 from engine.commands.query import refresh_filenames, visible_nodes
 from engine.errors import GenericError
 from engine.graph.backend import BlockBackend
@@ -64,7 +65,7 @@ class XBlockmonNode(Struct):
 
     size: virtual length, bytes. allocated: bytes on the host's disk. auto_name: nobody chose the name. backing_file,
     backing_format: as the image has them. rd_bytes and so on: counters since the node was opened. busy: why some
-    operations are blocked. error: what is wrong with the image.
+    operations are blocked. bitmaps: how many named dirty bitmaps it has, if any. error: what is wrong with the image.
     """
 
     node_name: str
@@ -86,6 +87,7 @@ class XBlockmonNode(Struct):
     wr_bytes: Int
     wr_operations: Int
     busy: list[str]
+    bitmaps: Int | None = None
     error: str | None = None
 
 
@@ -164,6 +166,10 @@ def _node(node: Node) -> dict[str, Any]:
             result["backing-format"] = node.auto_backing_format
     if info is not None and info.cluster_size:
         result["cluster-size"] = info.cluster_size
+    if node.trackers:
+        bitmaps = sum(bitmap.name is not None for bitmap in bitmaps_of(node))
+        if bitmaps:
+            result["bitmaps"] = bitmaps
     if node.error is not None:
         result["error"] = node.error
     return result

@@ -85,7 +85,14 @@ def x_blockmon_guest_del(engine: Engine, *, id: str) -> None:
 
 
 class XBlockmonGuestOperation(Enum):
-    """What a guest may ask of its disk."""
+    """What a guest may ask of its disk.
+
+    read: read data
+    write: write data
+    write-zeroes: write zeros without sending them
+    discard: give space back
+    flush: have everything written down
+    """
 
     READ = "read"
     WRITE = "write"

@@ -25,7 +25,11 @@ LARGEST_GRANULARITY = 64 << 20
 
 
 class MirrorCopyMode(Enum):
-    """Whether new writes are copied later, or go to both at once."""
+    """Whether new writes are copied later, or go to both at once.
+
+    background: writes are copied later
+    write-blocking: writes go to source and target before they complete
+    """
 
     BACKGROUND = "background"
     WRITE_BLOCKING = "write-blocking"

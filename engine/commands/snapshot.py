@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class NewImageMode(Enum):
-    """Whether a command makes the image it needs, or finds it made."""
+    """Whether a command makes the image it needs, or finds it made.
+
+    existing: the image is there already
+    absolute-paths: the command makes it, with an absolute path to its backing file
+    """
 
     EXISTING = "existing"
     ABSOLUTE_PATHS = "absolute-paths"

@@ -30,9 +30,13 @@ STEMS: Final = {
 class BlockIOThrottle(Struct, underscores=True):
     """Limits of a device; 0 takes a limit away, all 0 end the throttling.
 
-    device, id: the device. bps, iops: bytes and requests a second, in all or one way. max: rates in bursts. max_length:
-    seconds that bursts may last. iops_size: bytes a request may have to count as one. group: devices of one group share
-    their limits; the group of a device is called as the device if nothing else is said.
+    device: the device's name. id: id or path of the guest device. group: devices of one group share their limits; by
+    default a group called as the device.
+    bps, bps_rd, bps_wr: bytes a second, in all or one way. iops, iops_rd, iops_wr: requests a second, in all or one
+    way. bps_max, bps_rd_max, bps_wr_max: bytes a second in bursts. iops_max, iops_rd_max, iops_wr_max: requests a
+    second in bursts. bps_max_length, bps_rd_max_length, bps_wr_max_length: seconds that bursts may last.
+    iops_max_length, iops_rd_max_length, iops_wr_max_length: seconds that bursts may last. iops_size: bytes a request
+    may have to count as one.
     """
 
     device: Annotated[str | None, Feature("deprecated")] = None

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 
 class BlockdevChangeReadOnlyMode(Enum):
-    """Whether a new medium is read-only: as the last one was (retain), or as said."""
+    """Whether a new medium is read-only: as the last one was (retain), or as said.
+
+    retain: as the medium before
+    read-only: open the new medium read-only
+    read-write: open the new medium for writing
+    """
 
     RETAIN = "retain"
     READ_ONLY = "read-only"

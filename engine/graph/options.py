@@ -21,14 +21,23 @@ CACHE_MODES: Final = {
 
 
 class BlockdevDiscardOptions(Enum):
-    """What a discard request does: nothing, or reach the host."""
+    """What a discard request does: nothing, or reach the host.
+
+    ignore: discards are dropped
+    unmap: discards free space in the image or on the host
+    """
 
     IGNORE = "ignore"
     UNMAP = "unmap"
 
 
 class BlockdevDetectZeroesOptions(Enum):
-    """Whether writes of zeros become zero writes."""
+    """Whether writes of zeros become zero writes.
+
+    off: zeros are written like other data
+    on: zeros become zero writes
+    unmap: zero writes that may also free the space; needs discard=unmap
+    """
 
     OFF = "off"
     ON = "on"
@@ -36,7 +45,12 @@ class BlockdevDetectZeroesOptions(Enum):
 
 
 class OnOffAuto(Enum):
-    """on, off, or what is best."""
+    """on, off, or what is best.
+
+    auto: what fits best
+    on: in any case
+    off: never
+    """
 
     AUTO = "auto"
     ON = "on"
@@ -44,7 +58,13 @@ class OnOffAuto(Enum):
 
 
 class PreallocMode(Enum):
-    """Host space a new or grown image takes at once: none, for metadata, all by fallocate, all by writing."""
+    """Host space a new or grown image takes at once: none, for metadata, all by fallocate, all by writing.
+
+    off: no space is taken before it is needed
+    metadata: tables are written, data is not
+    falloc: space for everything is reserved on the host
+    full: everything is written with zeros
+    """
 
     OFF = "off"
     METADATA = "metadata"
@@ -53,7 +73,13 @@ class PreallocMode(Enum):
 
 
 class BlockPermission(Enum):
-    """What the parent of an edge may do, or lets others do."""
+    """What the parent of an edge may do, or lets others do.
+
+    consistent-read: read meaningful data
+    write: change data
+    write-unchanged: write what is there already
+    resize: change the length
+    """
 
     CONSISTENT_READ = "consistent-read"
     WRITE = "write"
@@ -62,14 +88,24 @@ class BlockPermission(Enum):
 
 
 class BlockdevCacheOptions(Struct):
-    """Cache mode of a node."""
+    """Cache mode of a node. direct: go past the host's page cache. no_flush: pass flushes over, unsafe."""
 
     direct: bool | None = None
     no_flush: bool | None = None
 
 
 class BlockdevOptions(Union, tag="driver", tag_enum="BlockdevDriver"):
-    """Options of a block node; the branch is the driver's own."""
+    """Options of a block node; the branch is the driver's own.
+
+    driver: the format, protocol or filter
+    node_name: how to call the node; one is made up if absent
+    discard: what discard requests do (default: ignore)
+    cache: how the host's cache is used
+    read_only: open without the right to write (default: off)
+    auto_read_only: fall back to read-only where writing is not possible
+    force_share: let others write to the image meanwhile; read-only nodes only
+    detect_zeroes: whether writes of zeros become zero writes (default: off)
+    """
 
     node_name: str | None = None
     discard: BlockdevDiscardOptions | None = None
@@ -93,7 +129,7 @@ BlockdevRefOrNull: TypeAlias = Annotated[
 
 
 class BlockdevOptionsGenericFormat(Struct):
-    """Options of every format and filter that has one ``file`` child."""
+    """Options of every format and filter that has one ``file`` child. file: the node that the bytes are in."""
 
     file: BlockdevRef
 

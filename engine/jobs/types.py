@@ -48,7 +48,14 @@ class JobVerb(Enum):
 
 
 class BlockdevOnError(Enum):
-    """What a job does when a read or a write of it fails."""
+    """What a job does when a read or a write of it fails.
+
+    report: the job fails with the error
+    ignore: go on as if nothing had happened
+    enospc: pause when space runs out, fail on other errors
+    stop: pause the job, until it is resumed
+    auto: what the device does on its own errors
+    """
 
     REPORT = "report"
     IGNORE = "ignore"
@@ -58,7 +65,14 @@ class BlockdevOnError(Enum):
 
 
 class MirrorSyncMode(Enum):
-    """Which parts of a disk a job copies."""
+    """Which parts of a disk a job copies.
+
+    top: only what the topmost layer holds itself
+    full: everything, backing layers included
+    none: only what is written from now on
+    incremental: what the bitmap marks; the bitmap starts afresh on success
+    bitmap: what the bitmap marks; bitmap-mode says what becomes of the bitmap
+    """
 
     TOP = "top"
     FULL = "full"
@@ -68,7 +82,12 @@ class MirrorSyncMode(Enum):
 
 
 class BitmapSyncMode(Enum):
-    """When the bitmap of a backup is brought up to date."""
+    """When the bitmap of a backup is brought up to date.
+
+    on-success: the bitmap starts afresh if the job succeeds
+    never: the bitmap stays as it is
+    always: what was copied is taken out of the bitmap, even after a failure
+    """
 
     ON_SUCCESS = "on-success"
     NEVER = "never"

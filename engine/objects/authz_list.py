@@ -10,14 +10,22 @@ from engine.qapi import Enum, Struct
 
 
 class QAuthZListPolicy(Enum):
-    """What a rule says."""
+    """What a rule says.
+
+    deny: refuse
+    allow: let in
+    """
 
     DENY = "deny"
     ALLOW = "allow"
 
 
 class QAuthZListFormat(Enum):
-    """How a rule is compared. A glob has * for any text and ? for any character."""
+    """How a rule is compared. A glob has * for any text and ? for any character.
+
+    exact: the name as it is
+    glob: a pattern with * and ?
+    """
 
     EXACT = "exact"
     GLOB = "glob"

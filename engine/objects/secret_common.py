@@ -21,7 +21,11 @@ _BASE64: Final = {
 
 
 class QCryptoSecretFormat(Enum):
-    """How the data of a secret are given."""
+    """How the data of a secret are given.
+
+    raw: the secret's bytes themselves
+    base64: encoded in base64
+    """
 
     RAW = "raw"
     BASE64 = "base64"

@@ -26,7 +26,11 @@ _PEM: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]+-----\s+([A-Za-z0-9+/=\s]+)----
 
 
 class QCryptoTLSCredsEndpoint(Enum):
-    """Which side of a connection credentials are for."""
+    """Which side of a connection credentials are for.
+
+    client: for connections that are made
+    server: for connections that are accepted
+    """
 
     CLIENT = "client"
     SERVER = "server"

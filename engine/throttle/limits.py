@@ -92,9 +92,15 @@ class ThrottleConfig:
 
 
 class ThrottleLimits(Struct):
-    """Limits of a group. Rates are bytes (bps) or requests (iops) a second, 0 for none.
+    """Limits of a group; 0 is none.
 
-    max: rate in bursts. max_length: seconds that bursts may last. iops_size: bytes a request may have to count as one.
+    bps_total, bps_read, bps_write: bytes a second, in all or one way
+    iops_total, iops_read, iops_write: requests a second, in all or one way
+    bps_total_max, bps_read_max, bps_write_max: bytes a second in bursts
+    iops_total_max, iops_read_max, iops_write_max: requests a second in bursts
+    bps_total_max_length, bps_read_max_length, bps_write_max_length: seconds that bursts may last
+    iops_total_max_length, iops_read_max_length, iops_write_max_length: seconds that bursts may last
+    iops_size: bytes a request may have to count as one
     """
 
     iops_total: Int | None = None

@@ -20,7 +20,11 @@ class TransactionAction(Union, tag="type", tag_enum="TransactionActionKind"):
 
 
 class ActionCompletionMode(Enum):
-    """Whether the jobs of one transaction end each for itself, or all succeed or fail together."""
+    """Whether the jobs of one transaction end each for itself, or all succeed or fail together.
+
+    individual: jobs succeed or fail each by itself
+    grouped: one job's failure makes all of them fail
+    """
 
     INDIVIDUAL = "individual"
     GROUPED = "grouped"

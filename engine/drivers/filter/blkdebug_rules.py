@@ -75,7 +75,15 @@ class BlkdebugEvent(Enum):
 
 
 class BlkdebugIOType(Enum):
-    """Kinds of requests that can fail."""
+    """Kinds of requests that can fail.
+
+    read: reads of data
+    write: writes of data
+    write-zeroes: zero writes
+    discard: discards
+    flush: flushes
+    block-status: questions for what is allocated
+    """
 
     READ = "read"
     WRITE = "write"

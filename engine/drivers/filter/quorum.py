@@ -40,7 +40,11 @@ _NO_FALLBACK, _COMPRESSED = int(WriteFlag.NO_FALLBACK), int(WriteFlag.COMPRESSED
 
 
 class QuorumReadPattern(Enum):
-    """Read all children and vote, or read one after another until one can."""
+    """Read all children and vote, or read one after another until one can.
+
+    quorum: read from all children and vote
+    fifo: read from the first child that answers
+    """
 
     QUORUM = "quorum"
     FIFO = "fifo"

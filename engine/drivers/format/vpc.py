@@ -135,7 +135,11 @@ def read_footer(file: Edge) -> tuple[Footer, bool]:
 
 
 class BlockdevVpcSubformat(Enum):
-    """dynamic images grow as they are written; fixed ones have all space from the start."""
+    """dynamic images grow as they are written; fixed ones have all space from the start.
+
+    dynamic: grows as it is written
+    fixed: takes all its space at once
+    """
 
     DYNAMIC = "dynamic"
     FIXED = "fixed"

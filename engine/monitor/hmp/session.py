@@ -35,6 +35,8 @@ class HMPSession(Session):
         self._readline = Readline(PROMPT, self._write, lambda text: complete(engine, text))
         self._monitor = Monitor(engine, self._print, interactive=True)
         self._monitor.history = self._readline.history
+        self._said: list[str] = []
+        """What the line that runs has printed."""
         self._input = b""
         self._task: asyncio.Task[None] | None = None
         self._reading = True
@@ -45,6 +47,7 @@ class HMPSession(Session):
         self._outlet.send(text.encode("utf-8", "surrogateescape"))
 
     def _print(self, text: str) -> None:
+        self._said.append(text)
         self._write(text.replace("\n", "\r\n"))
 
     # -- the connection --------------------------------------------------------------------------------------
@@ -120,7 +123,8 @@ class HMPSession(Session):
                 line, self._input = self._readline.feed(self._input)
                 self._regulate()
                 if line is not None:
-                    await execute(self._monitor, line)
+                    arguments = {"command-line": line}
+                    await self._engine.observed("human-monitor-command", arguments, self._execute(line))
                     if self._monitor.ended:
                         self._stopped = True
                         self._input = b""
@@ -131,6 +135,11 @@ class HMPSession(Session):
         finally:
             self._task = None
         self._finish_if_done()
+
+    async def _execute(self, line: str) -> str:
+        self._said.clear()
+        await execute(self._monitor, line)
+        return "".join(self._said)
 
     def _finish_if_done(self) -> None:
         if self._ended and not self._keep_open and self._task is None and self._transport is not None:

@@ -34,7 +34,10 @@ _ZERO_CHUNK = 1 << 20
 
 
 class BlockdevQcowEncryptionFormat(Enum):
-    """Kinds of encryption inside qcow images."""
+    """Kinds of encryption inside qcow images.
+
+    aes: AES-CBC, unsafe
+    """
 
     AES = "aes"
 

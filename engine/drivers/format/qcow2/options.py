@@ -9,7 +9,13 @@ from engine.qapi import Alternate, Enum, Int, Size, Struct, UInt32, Union, tag_e
 
 
 class Qcow2OverlapCheckMode(Enum):
-    """Templates of the overlap check: none; areas that never move; all areas known without reading; all areas."""
+    """Templates of the overlap check: none; areas that never move; all areas known without reading; all areas.
+
+    none: no checks
+    constant: areas whose place never changes
+    cached: also areas known without reading
+    all: also areas that have to be read first
+    """
 
     NONE = "none"
     CONSTANT = "constant"
@@ -40,7 +46,11 @@ Qcow2OverlapChecks = Annotated[
 
 
 class BlockdevQcow2EncryptionFormat(Enum):
-    """Kinds of encryption inside qcow2 images."""
+    """Kinds of encryption inside qcow2 images.
+
+    aes: the old AES-CBC encryption, unsafe
+    luks: a LUKS header inside the image
+    """
 
     AES = "aes"
     LUKS = "luks"
@@ -98,28 +108,44 @@ class BlockdevOptionsQcow2(BlockdevOptionsGenericCOWFormat):
 
 
 class BlockdevQcow2Version(Enum):
-    """Versions of the format: v2 is compat=0.10, v3 is compat=1.1."""
+    """Versions of the format: v2 is compat=0.10, v3 is compat=1.1.
+
+    v2: compat=0.10, readable by every QEMU
+    v3: compat=1.1, with zero clusters, bitmaps and lazy refcounts
+    """
 
     V2 = "v2"
     V3 = "v3"
 
 
 class Qcow2CompressionType(Enum):
-    """How compressed clusters are compressed."""
+    """How compressed clusters are compressed.
+
+    zlib: deflate, readable by every QEMU
+    zstd: Zstandard, faster and denser
+    """
 
     ZLIB = "zlib"
     ZSTD = "zstd"
 
 
 class QCryptoBlockFormat(Enum):
-    """Formats of encrypted block devices."""
+    """Formats of encrypted block devices.
+
+    qcow: the old AES-CBC encryption of qcow images
+    luks: LUKS version 1
+    """
 
     QCOW = "qcow"
     LUKS = "luks"
 
 
 class QCryptoBlockLUKSKeyslotState(Enum):
-    """Whether a key slot of a LUKS header is to open the volume."""
+    """Whether a key slot of a LUKS header is to open the volume.
+
+    active: the slot opens the volume
+    inactive: the slot is wiped
+    """
 
     ACTIVE = "active"
     INACTIVE = "inactive"
@@ -174,7 +200,13 @@ class QCryptoCipherAlgorithm(Enum):
 
 
 class QCryptoCipherMode(Enum):
-    """Modes of ciphers."""
+    """Modes of ciphers.
+
+    ecb: every block by itself, unsafe
+    cbc: chained blocks
+    xts: made for disks
+    ctr: a stream cipher
+    """
 
     ECB = "ecb"
     CBC = "cbc"
@@ -183,7 +215,12 @@ class QCryptoCipherMode(Enum):
 
 
 class QCryptoIVGenAlgorithm(Enum):
-    """How initialisation vectors are made."""
+    """How initialisation vectors are made.
+
+    plain: the sector's number in 32 bits
+    plain64: the sector's number in 64 bits
+    essiv: the sector's number, encrypted
+    """
 
     PLAIN = "plain"
     PLAIN64 = "plain64"

@@ -12,7 +12,14 @@ class BlockdevOptionsVmdk(BlockdevOptionsGenericCOWFormat):
 
 
 class BlockdevVmdkSubformat(Enum):
-    """How an image is laid out: one file or several, with tables or flat, compressed."""
+    """How an image is laid out: one file or several, with tables or flat, compressed.
+
+    monolithicSparse: one file that grows
+    monolithicFlat: a descriptor and one file of full length
+    twoGbMaxExtentSparse: files of up to 2 GB that grow
+    twoGbMaxExtentFlat: files of up to 2 GB of full length
+    streamOptimized: compressed, written once from beginning to end
+    """
 
     MONOLITHICSPARSE = "monolithicSparse"
     MONOLITHICFLAT = "monolithicFlat"
@@ -22,7 +29,13 @@ class BlockdevVmdkSubformat(Enum):
 
 
 class BlockdevVmdkAdapterType(Enum):
-    """The disk controller that the descriptor names."""
+    """The disk controller that the descriptor names.
+
+    ide: IDE
+    buslogic: BusLogic SCSI
+    lsilogic: LSI Logic SCSI
+    legacyESX: the adapter of old ESX servers
+    """
 
     IDE = "ide"
     BUSLOGIC = "buslogic"
