@@ -22,12 +22,14 @@ class Option(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """One way of running: its usage line, what it is, its options, what its operands are called in errors."""
+    """One way of running: its usage line, what it is, its options, whether it takes operands."""
 
     usage: str
     help: str
     options: tuple[str, ...]
     operands: bool
+    ending: str = ""
+    """What the help says behind the options."""
 
 
 OPTIONS = {
@@ -42,9 +44,25 @@ OPTIONS = {
     "--qmp": Option("ADDR", "listen for QMP clients: unix:PATH, tcp:HOST:PORT or stdio; server=off connects"),
     "--hmp": Option("ADDR", "the same for HMP"),
     "--pidfile": Option("FILE", "write the process id to FILE when everything is set up"),
-    "--rw": Option("", "open the images for writing (read-only and shared otherwise)"),
+    "--connect": Option("ADDR", "talk to the QMP server at unix:PATH, tcp:HOST:PORT or ssh://[USER@]HOST/PATH"),
+    "--rw": Option("", "open the images for writing (read-only and shared otherwise); let a remote engine be changed"),
+    "--read-only": Option("", "refuse commands that change anything, before they are sent"),
+    "--record": Option("FILE", "write what is done as a command file, for 'blockmon run'; FILE is replaced"),
     "--theme": Option("NAME", "colours of the screen"),
+    "--low-bandwidth": Option("", "send the terminal little, for a slow link"),
+    "--dry-run": Option("", "check every line against the schema, execute nothing"),
+    "--update": Option("", "write the answers into the files, in place of those expected there"),
+    "--keep-going": Option("", "go on behind a failure"),
+    "--step": Option("", "ask before each statement"),
+    "--speed": Option("FACTOR", "let the pauses of @sleep pass FACTOR times as fast"),
+    "--trace": Option("", "tell each statement on stderr before it runs"),
+    "--json": Option("", "answers, events and results as lines of JSON on stdout"),
+    "--junit": Option("FILE", "write a report in JUnit's XML"),
+    "--tui": Option("", "watch the run on the screen"),
+    "--allow-shell": Option("", "let @shell start commands"),
+    "--set": Option("NAME=VALUE", "a variable of the command files, as @set makes it"),
     "--log": Option("FILE", "write the program's own log to FILE"),
+    "--write-config": Option("", "write the configuration file with every setting, commented, and end"),
     "--help": Option("", "show this help"),
     "--version": Option("", "show the version"),
 }
@@ -55,45 +73,64 @@ _STARTUP = (
 )
 _ALWAYS = ("--log", "--help", "--version")
 
+_SCREEN = ("--theme", "--low-bandwidth", "--record")
+_RUN = (
+    *("--dry-run", "--update", "--keep-going", "--step", "--speed", "--trace", "--json", "--junit", "--tui"),
+    *("--allow-shell", "--set"),
+)
+_RUN_ENDING = """Exit status:
+  0    all went well
+  1    a command failed, or an expectation was not met
+  2    wrong options, or a line that cannot be understood or does not fit the schema
+  3    an image or an engine could not be opened
+  4    a wait timed out
+  77   left out, because @require found something missing
+  130  interrupted
+"""
+
 MODES = {
     "": Mode(
         "blockmon [OPTIONS] [IMAGE...]",
         "the screen; the whole chain of each IMAGE is opened",
-        (*_STARTUP, "--pidfile", "--rw", "--theme", *_ALWAYS),
+        (*_STARTUP, "--pidfile", "--rw", "--read-only", *_SCREEN, "--write-config", *_ALWAYS),
         True,
     ),
     "repl": Mode(
         "blockmon repl [OPTIONS] [IMAGE...]",
         "the prompt alone",
-        (*_STARTUP, "--pidfile", "--rw", "--theme", *_ALWAYS),
+        (*_STARTUP, "--connect", "--pidfile", "--rw", "--read-only", "--record", "--theme", *_ALWAYS),
         True,
     ),
     "run": Mode(
         "blockmon run [OPTIONS] SCRIPT...",
         "replay command files (- is standard input)",
-        (*_STARTUP, "--pidfile", *_ALWAYS),
+        (*_STARTUP, "--connect", "--pidfile", "--read-only", *_RUN, *_SCREEN, *_ALWAYS),
         True,
+        _RUN_ENDING,
     ),
     "serve": Mode(
         "blockmon serve [OPTIONS]",
         "an engine without a screen, until it is told to quit or gets SIGTERM",
-        (*_STARTUP, "--pidfile", *_ALWAYS),
+        (*_STARTUP, "--pidfile", "--record", *_ALWAYS),
         False,
+    ),
+    "connect": Mode(
+        "blockmon connect [OPTIONS] ADDR",
+        "the screen on a running QMP server; it is only looked at unless --rw is given",
+        ("--rw", "--read-only", *_SCREEN, *_ALWAYS),
+        True,
     ),
     "demo": Mode(
         "blockmon demo [OPTIONS]",
         "build a small chain and a workload, and open the screen on it",
-        ("--theme", *_ALWAYS),
+        (*_SCREEN, *_ALWAYS),
         False,
     ),
 }
 
 # Announced, but not here yet. They are known by name so that the answer is about them and not about a missing file.
-LATER_MODES = ("connect", "doctor", "map", "where", "diff")
-LATER_OPTIONS = (
-    *("--connect", "--add-fd", "--daemonize"),
-    *("--record", "--json"),
-)
+LATER_MODES = ("doctor", "map", "where", "diff")
+LATER_OPTIONS = ("--add-fd", "--daemonize")
 NOT_AVAILABLE = "not available in this version"
 
 
@@ -106,10 +143,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ["--version"]:
         return _say(f"blockmon {__version__}\n")
+    # A run tells by its status what went wrong; elsewhere there is one status for all that keeps the program from
+    # starting, as QEMU's tools have it.
+    usage, opening = (2, 3) if args[:1] == ["run"] else (1, 1)
+    from blockmon.options import StartupError
+
     try:
         return _run(args)
     except UsageError as error:
-        return _fail(str(error))
+        return _fail(str(error), usage)
+    except StartupError as error:
+        return _fail(str(error), opening)
     except KeyboardInterrupt:
         return 130
 
@@ -124,9 +168,9 @@ def _say(text: str) -> int:
     return 0
 
 
-def _fail(text: str) -> int:
+def _fail(text: str, status: int) -> int:
     sys.stderr.write(f"blockmon: {text}\n")
-    return 1
+    return status
 
 
 def _run(args: list[str]) -> int:
@@ -136,21 +180,19 @@ def _run(args: list[str]) -> int:
         return _say(f"blockmon {__version__}\n")
     if "--help" in names:
         return _say(help_text(mode))
+    if "--write-config" in names:
+        from blockmon.config import write_default
+
+        return _say(f"{write_default()}\n")
     options = _collect(mode, given, operands)
     _check(mode, options, operands)
-
-    from blockmon.options import StartupError
-
-    try:
-        for name, text in options.startup:
-            found = _option_help(name, text)
-            if found:
-                return _say(found)
-        if options.log is not None:
-            _start_log(options.log, args)
-        return _start(mode, options, operands)
-    except StartupError as error:
-        return _fail(str(error))
+    for name, text in options.startup:
+        found = _option_help(name, text)
+        if found:
+            return _say(found)
+    if options.log is not None:
+        _start_log(options.log, args)
+    return _start(mode, options, operands)
 
 
 def _option_help(name: str, text: str) -> str:
@@ -195,7 +237,7 @@ def parse(args: Sequence[str]) -> tuple[str, list[tuple[str, str]], list[str]]:
         raise UsageError(f"{mode}: {NOT_AVAILABLE}")
     for name, _ in given:
         if name not in MODES[mode].options:
-            raise UsageError(f"{name}: not an option of 'blockmon {mode}'")
+            raise UsageError(f"{name}: not an option of '{f'blockmon {mode}'.rstrip()}'")
     return mode, given, operands
 
 
@@ -207,6 +249,11 @@ def _collect(mode: str, given: list[tuple[str, str]], operands: list[str]) -> "C
     for name, value in given:
         if name in _STARTUP:
             options.startup.append((name, value))
+        elif name == "--set":
+            variable, equals, text = value.partition("=")
+            if not equals or not variable.isidentifier():
+                raise UsageError(f"--set {value}: NAME=VALUE is expected")
+            options.run.variables[variable] = text
         elif name in single:
             raise UsageError(f"{name}: given twice")
         else:
@@ -215,9 +262,36 @@ def _collect(mode: str, given: list[tuple[str, str]], operands: list[str]) -> "C
     options.theme = single.get("--theme")
     options.log = single.get("--log")
     options.pidfile = single.get("--pidfile")
-    if mode != "run":
+    options.record = single.get("--record")
+    options.low_bandwidth = "--low-bandwidth" in single
+    options.connect = operands[0] if mode == "connect" and operands else single.get("--connect")
+    # Who comes to look must not change a machine by a slip. A script says what it does beforehand.
+    looking = options.connect is not None and mode != "run" and not options.rw
+    options.read_only = "--read-only" in single or looking
+    _collect_run(options, single)
+    if mode not in ("run", "connect"):
         options.images = operands
     return options
+
+
+def _collect_run(options: "CommonOptions", single: dict[str, str]) -> None:
+    run = options.run
+    run.dry_run = "--dry-run" in single
+    run.update = "--update" in single
+    run.keep_going = "--keep-going" in single
+    run.step = "--step" in single
+    run.trace = "--trace" in single
+    run.json = "--json" in single
+    run.junit = single.get("--junit")
+    run.tui = "--tui" in single
+    run.allow_shell = "--allow-shell" in single
+    if "--speed" in single:
+        try:
+            run.speed = float(single["--speed"])
+        except ValueError:
+            run.speed = 0.0
+        if not 0 < run.speed < float("inf"):
+            raise UsageError(f"--speed {single['--speed']}: a number above 0 is expected")
 
 
 def _check(mode: str, options: "CommonOptions", operands: list[str]) -> None:
@@ -225,12 +299,46 @@ def _check(mode: str, options: "CommonOptions", operands: list[str]) -> None:
         raise UsageError(f"{operands[0]}: 'blockmon {mode}' takes no operand")
     if mode == "run" and not operands:
         raise UsageError("run: needs a SCRIPT")
-    if options.rw and not options.images:
+    if mode == "connect" and len(operands) != 1:
+        raise UsageError("connect: needs an ADDR" if not operands else f"{operands[1]}: there is an ADDR already")
+    if options.rw and not options.images and options.connect is None:
         raise UsageError("--rw: there is no IMAGE to open for writing")
+    if options.rw and options.read_only:
+        raise UsageError("--rw: contradicts --read-only")
+    if options.connect is not None:
+        _check_remote(options)
+    if mode == "run":
+        _check_run(options, operands)
     stdio = [(name, text) for name, text in options.startup if _uses_stdio(name, text)]
     if stdio and (mode in ("", "repl") or (mode == "run" and "-" in operands)):
         name, text = stdio[0]
         raise UsageError(f"{name} {text}: standard input is in use; 'blockmon serve' can have a monitor on stdio")
+
+
+def _check_remote(options: "CommonOptions") -> None:
+    for name, _ in options.startup:
+        raise UsageError(f"{name}: the engine at {options.connect} was set up by whoever started it")
+    if options.images:
+        raise UsageError(f"{options.images[0]}: images can't be opened by name on the engine at {options.connect}")
+    if options.pidfile is not None:
+        raise UsageError(f"--pidfile: the engine at {options.connect} is another process")
+
+
+def _check_run(options: "CommonOptions", operands: list[str]) -> None:
+    run = options.run
+    if not run.tui:
+        for name, given in (("--theme", options.theme is not None), ("--low-bandwidth", options.low_bandwidth)):
+            if given:
+                raise UsageError(f"{name}: needs --tui")
+    for first, second in (("dry_run", "update"), ("dry_run", "step"), ("dry_run", "tui"), ("tui", "json")):
+        if getattr(run, first) and getattr(run, second):
+            raise UsageError(f"--{first.replace('_', '-')}: contradicts --{second}")
+    if run.dry_run and options.record is not None:
+        raise UsageError("--record: contradicts --dry-run")
+    if "-" in operands:
+        for name, given in (("--update", run.update), ("--step", run.step), ("--tui", run.tui)):
+            if given:
+                raise UsageError(f"{name}: the script can't come from standard input")
 
 
 def _uses_stdio(name: str, text: str) -> bool:
@@ -262,6 +370,10 @@ def _start_log(path: str, args: list[str]) -> None:
 
 
 def _start(mode: str, options: "CommonOptions", operands: list[str]) -> int:
+    if mode == "run" and options.run.tui:
+        from blockmon.tui import script_app
+
+        return script_app.main(options, operands)
     if mode == "run":
         from blockmon import replay
 
@@ -295,6 +407,8 @@ def help_text(mode: str) -> str:
     lines += _columns([(f"{name} {OPTIONS[name].value}".rstrip(), OPTIONS[name].help) for name in names])
     if not mode:
         lines += ["", "'blockmon COMMAND --help' tells the options of a command."]
+    if chosen.ending:
+        lines += ["", chosen.ending.rstrip()]
     return "\n".join(lines) + "\n"
 
 

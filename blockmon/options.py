@@ -11,6 +11,44 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
+class RunOptions:
+    """What only `blockmon run` is told."""
+
+    dry_run: bool = False
+    """Check every line against the schema, and execute nothing."""
+
+    update: bool = False
+    """Write the answers that came into the scripts, in place of those expected."""
+
+    keep_going: bool = False
+    """Go on behind a failure."""
+
+    step: bool = False
+    """Ask before each statement."""
+
+    speed: float = 1.0
+    """How many times faster than written the pauses of a script pass."""
+
+    trace: bool = False
+    """Tell each statement on stderr."""
+
+    json: bool = False
+    """Answers, events and results as lines of JSON on stdout."""
+
+    junit: str | None = None
+    """File for a report in JUnit's XML."""
+
+    tui: bool = False
+    """Show the run on the screen."""
+
+    allow_shell: bool = False
+    """@shell may start commands."""
+
+    variables: dict[str, str] = field(default_factory=dict)
+    """Values of ${NAME}, as if @set stood in front of the first script."""
+
+
+@dataclass(slots=True)
 class CommonOptions:
     """Options that every way of running blockmon shares."""
 
@@ -18,7 +56,19 @@ class CommonOptions:
     """Images whose whole chain is opened, read-only and shared unless `rw`."""
 
     rw: bool = False
-    """Open the images for writing."""
+    """Open the images for writing; on a remote engine, let commands change it."""
+
+    connect: str | None = None
+    """Address of the engine to talk to (see `blockmon.backend.address`); None for one inside this process."""
+
+    read_only: bool = False
+    """Refuse every command that changes something, before it is sent."""
+
+    record: str | None = None
+    """Command file to write what is done to; None for none."""
+
+    low_bandwidth: bool = False
+    """Bound what the screen sends to the terminal, for a slow link."""
 
     theme: str | None = None
     """A theme's name; None for the default."""
@@ -33,8 +83,13 @@ class CommonOptions:
     prepare: Callable[[Backend], Awaitable[None]] | None = None
     """What fills a fresh back end with more than `startup` and `images` do (the demo's chain)."""
 
+    places: dict[str, str] = field(default_factory=dict)
+    """Folders that are there for this session only; a recording has the variable of that name instead."""
+
     pidfile: str | None = None
     """File to write the process id to once everything of `startup` stands; removed at exit."""
+
+    run: RunOptions = field(default_factory=RunOptions)
 
 
 class StartupError(Exception):

@@ -48,10 +48,23 @@ class Backend(Protocol):
 
 
 def open_backend(options: CommonOptions) -> Backend:
-    """The back end that *options* ask for, not started yet."""
-    from blockmon.backend.embedded import EmbeddedBackend
+    """The back end that *options* ask for, not started yet. Errors: StartupError (an address that is none)."""
+    backend: Backend
+    if options.connect is not None:
+        from blockmon.backend.remote import RemoteBackend
 
-    return EmbeddedBackend(options)
+        backend = RemoteBackend(options.connect)
+    else:
+        from blockmon.backend.embedded import EmbeddedBackend
+
+        backend = EmbeddedBackend(options)
+    if options.read_only:
+        from blockmon.backend.read_only import ReadOnlyBackend
+
+        backend = ReadOnlyBackend(backend)
+    from blockmon.backend.recording import RecordingBackend
+
+    return RecordingBackend(backend, options.record, options)
 
 
 def serve(options: CommonOptions) -> int:

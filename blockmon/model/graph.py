@@ -31,6 +31,8 @@ class NodeInfo:
     cluster_size: int | None = None
     busy: tuple[str, ...] = ()
     error: str | None = None
+    bitmaps: int = 0
+    """How many named dirty bitmaps it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,14 @@ class IoCounters:
     wr_ops: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Members of an answer to ``x-blockmon-query-graph`` as they came."""
+
+    nodes: Mapping[str, Mapping[str, Any]]
+    edges: tuple[Mapping[str, Any], ...]
+
+
 _NO_EDGES: tuple[EdgeInfo, ...] = ()
 
 
@@ -92,6 +102,8 @@ class GraphModel:
     parents: Mapping[str, ParentInfo] = field(default_factory=dict)
     edges: tuple[EdgeInfo, ...] = ()
     counters: Mapping[str, IoCounters] = field(default_factory=dict)
+    source: _Source | None = field(default=None, repr=False, compare=False)
+    """What it was made from, so that the next snapshot can share what did not change."""
     _below: Mapping[str, tuple[EdgeInfo, ...]] = field(init=False, repr=False, compare=False)
     _above: Mapping[str, tuple[EdgeInfo, ...]] = field(init=False, repr=False, compare=False)
 
@@ -193,12 +205,19 @@ def diff(old: GraphModel, new: GraphModel) -> GraphDiff:
     """Compare two snapshots."""
     if old is new:
         return GraphDiff()
-    old_edges = {edge.key: edge for edge in old.edges}
-    new_edges = {edge.key: edge for edge in new.edges}
+    # Snapshots share what did not change, and so only the rest has to be looked at.
+    old_ids, new_ids = set(map(id, old.edges)), set(map(id, new.edges))
+    old_edges = {edge.key: edge for edge in old.edges if id(edge) not in new_ids}
+    new_edges = {edge.key: edge for edge in new.edges if id(edge) not in old_ids}
+    old_nodes, old_counters = old.nodes, old.counters
     return GraphDiff(
-        nodes_added=tuple(name for name in new.nodes if name not in old.nodes),
-        nodes_removed=tuple(name for name in old.nodes if name not in new.nodes),
-        nodes_changed=tuple(name for name, node in new.nodes.items() if name in old.nodes and old.nodes[name] != node),
+        nodes_added=tuple(name for name in new.nodes if name not in old_nodes),
+        nodes_removed=tuple(name for name in old_nodes if name not in new.nodes),
+        nodes_changed=tuple(
+            name
+            for name, node in new.nodes.items()
+            if (was := old_nodes.get(name)) is not node and was is not None and was != node
+        ),
         parents_changed=tuple(
             key for key in {**old.parents, **new.parents} if old.parents.get(key) != new.parents.get(key)
         ),
@@ -206,17 +225,30 @@ def diff(old: GraphModel, new: GraphModel) -> GraphDiff:
         edges_removed=tuple(edge for key, edge in old_edges.items() if key not in new_edges),
         edges_changed=tuple(edge for key, edge in new_edges.items() if key in old_edges and old_edges[key] != edge),
         io_nodes=tuple(
-            name for name, counters in new.counters.items() if name in old.counters and old.counters[name] != counters
+            name
+            for name, counters in new.counters.items()
+            if (had := old_counters.get(name)) is not counters and had is not None and had != counters
         ),
     )
 
 
-def from_query_graph(reply: Mapping[str, Any]) -> GraphModel:
-    """Build a snapshot from the answer to ``x-blockmon-query-graph``. Unknown members are passed over."""
+def from_query_graph(reply: Mapping[str, Any], last: GraphModel | None = None) -> GraphModel:
+    """
+    Build a snapshot from the answer to ``x-blockmon-query-graph``. Unknown members are passed over.
+
+    What did not change since the snapshot *last* is shared with it.
+    """
     nodes: dict[str, NodeInfo] = {}
     counters: dict[str, IoCounters] = {}
+    before = last.source if last is not None else None
+    known = before.nodes if before is not None else {}
+    raw_nodes: dict[str, Mapping[str, Any]] = {}
     for item in reply.get("nodes", ()):
         name = str(item["node-name"])
+        raw_nodes[name] = item
+        if last is not None and known.get(name) == item:
+            nodes[name], counters[name] = last.nodes[name], last.counters[name]
+            continue
         nodes[name] = NodeInfo(
             name=name,
             driver=str(item.get("driver", "")),
@@ -234,6 +266,7 @@ def from_query_graph(reply: Mapping[str, Any]) -> GraphModel:
             cluster_size=item.get("cluster-size"),
             busy=tuple(item.get("busy", ())),
             error=item.get("error"),
+            bitmaps=int(item.get("bitmaps", 0)),
         )
         counters[name] = IoCounters(
             rd_bytes=int(item.get("rd-bytes", 0)),
@@ -247,22 +280,43 @@ def from_query_graph(reply: Mapping[str, Any]) -> GraphModel:
             str(item["id"]), str(item.get("kind", "user")), str(item.get("name", "")), item.get("model")
         )
         parents[parent.key] = parent
+    raw_edges = tuple(reply.get("edges", ()))
+    edges = _edges(raw_edges, last.edges if last is not None else (), before.edges if before is not None else ())
+    source = _Source(raw_nodes, raw_edges)
+    return GraphModel(int(reply.get("generation", 0)), nodes, parents, edges, counters, source)
+
+
+def _edges(
+    items: tuple[Mapping[str, Any], ...], last: tuple[EdgeInfo, ...], before: tuple[Mapping[str, Any], ...]
+) -> tuple[EdgeInfo, ...]:
+    """The edges of *items*, shared with the *last* ones (made from *before*) where they are equal."""
     edges: list[EdgeInfo] = []
-    for item in reply.get("edges", ()):
-        kind = str(item.get("parent-kind", "node"))
-        origin = str(item["parent"])
-        edges.append(
-            EdgeInfo(
-                parent=origin if kind == "node" else f"{kind}:{origin}",
-                parent_kind=kind,
-                name=str(item.get("name", "")),
-                child=item.get("child"),
-                roles=tuple(item.get("roles", ())),
-                perm=frozenset(item.get("perm", ())),
-                shared=frozenset(item.get("shared-perm", ())),
-                frozen=bool(item.get("frozen", False)),
-                filename=item.get("filename"),
-                error=item.get("error"),
-            )
-        )
-    return GraphModel(int(reply.get("generation", 0)), nodes, parents, tuple(edges), counters)
+    by_key: dict[tuple[Any, Any, Any], int] | None = None
+    for number, item in enumerate(items):
+        place: int | None = number
+        if number >= len(before) or before[number] != item:
+            # One that was put in or taken out has moved the others.
+            if by_key is None:
+                by_key = {(had["parent"], had.get("name"), had.get("child")): n for n, had in enumerate(before)}
+            place = by_key.get((item["parent"], item.get("name"), item.get("child")))
+            if place is not None and before[place] != item:
+                place = None
+        edges.append(_edge(item) if place is None else last[place])
+    return tuple(edges)
+
+
+def _edge(item: Mapping[str, Any]) -> EdgeInfo:
+    kind = str(item.get("parent-kind", "node"))
+    origin = str(item["parent"])
+    return EdgeInfo(
+        parent=origin if kind == "node" else f"{kind}:{origin}",
+        parent_kind=kind,
+        name=str(item.get("name", "")),
+        child=item.get("child"),
+        roles=tuple(item.get("roles", ())),
+        perm=frozenset(item.get("perm", ())),
+        shared=frozenset(item.get("shared-perm", ())),
+        frozen=bool(item.get("frozen", False)),
+        filename=item.get("filename"),
+        error=item.get("error"),
+    )

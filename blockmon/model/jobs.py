@@ -37,6 +37,8 @@ VERBS: Mapping[str, frozenset[str]] = {
 }
 
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
+GONE = "gone"
+"""The outcome of a job that went while there was no connection: how it ended was not heard."""
 
 
 @dataclass
@@ -58,11 +60,13 @@ class Job:
     auto_finalize: bool = True
     auto_dismiss: bool = True
     outcome: str | None = None
-    """COMPLETED, FAILED or CANCELLED once that is known."""
+    """COMPLETED, FAILED or CANCELLED once that is known; GONE where it never will be."""
     asked: bool = False
     """True once a query has listed it."""
     born: int = 0
     """The last `JobsModel.moment` before it was first told of."""
+    unheard: bool = False
+    """True while it is not known what became of it since the connection was lost."""
     gone: bool = False
     """True once the server does not know the job any more."""
     _samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64), repr=False)
@@ -92,7 +96,7 @@ class Job:
     @property
     def rate(self) -> float | None:
         """Bytes per second over the last seconds; None while there is too little to tell from, or nothing moves."""
-        return None if self.finished or self.status not in ("running", "ready") else self._rate
+        return None if self.finished or self.unheard or self.status not in ("running", "ready") else self._rate
 
     @property
     def time_left(self) -> float | None:
@@ -217,6 +221,7 @@ class JobsModel:
         for item in reversed(list(jobs)):
             job = self._job(str(item["id"]))
             present.add(job.id)
+            job.unheard = False
             job.asked = True
             job.type = str(item.get("type", job.type))
             job.status = str(item.get("status", job.status))
@@ -248,7 +253,7 @@ class JobsModel:
         self._left[job_id] = self._moment
         job.gone = True
         if job.outcome is None:
-            job.outcome = FAILED if job.error else COMPLETED
+            job.outcome = FAILED if job.error else GONE if job.unheard else COMPLETED
         if job.outcome == COMPLETED and job.total:
             job.current = job.total
         self._gone.append(job.serial)
@@ -294,6 +299,11 @@ class JobsModel:
         elif name == "BLOCK_JOB_CANCELLED":
             job.outcome = CANCELLED
         return True
+
+    def lost_sight(self) -> None:
+        """Note that the connection was lost: a job that is not listed any more may have ended in any way."""
+        for job in self._live.values():
+            job.unheard = job.status != "concluded"
 
     def put_away(self, serial: int) -> bool:
         """Take a job that is gone off the list. A job that the server still knows stays."""

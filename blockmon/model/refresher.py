@@ -8,16 +8,20 @@ while nothing changes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from blockmon.backend import Backend, CommandError, Event
+from blockmon.backend.connection import Connection, ConnectionLost, ConnectionState, connection_of
 from blockmon.model.events import EventLog
 from blockmon.model.graph import GraphDiff, GraphModel, diff
 from blockmon.model.iohistory import IoHistory, IoRate
 from blockmon.model.jobs import JobsModel
 from blockmon.model.source import GraphSource, choose_source
+from blockmon.model.standard import jobs_from_block_jobs
 
 COALESCE = 0.1
 """Seconds between two updates of the screen at least."""
@@ -29,6 +33,27 @@ DUTY = 4.0
 
 
 _NOTICES = "X_BLOCKMON_"
+_TRAYS = frozenset({"DEVICE_TRAY_MOVED", "DEVICE_DELETED"})
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """What query-block tells of a device that the graph does not. *tray_open* is None for one without a tray."""
+
+    removable: bool = False
+    tray_open: bool | None = None
+    inserted: str | None = None
+    """The node that is in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapState:
+    """A dirty bitmap, as far as it decides what can be done to it."""
+
+    name: str
+    recording: bool = True
+    busy: bool = False
+    inconsistent: bool = False
 
 
 @dataclass
@@ -42,14 +67,22 @@ class ScreenState:
     jobs: JobsModel = field(default_factory=JobsModel)
     events: EventLog = field(default_factory=EventLog)
     io: IoHistory = field(default_factory=IoHistory)
+    devices: Mapping[str, DeviceState] = field(default_factory=dict)
+    """By the names and the ids that query-block has for a device."""
+    bitmaps: Mapping[str, tuple[BitmapState, ...]] = field(default_factory=dict)
+    """The dirty bitmaps on each node, where they have been asked for."""
     graph_error: str | None = None
     """Why there is no graph to show, or no fresh one."""
     lost: str | None = None
-    """Why the server does not answer any more."""
+    """Why the server does not answer any more. What was learned before is kept, and may be out of date."""
+    retry_in: float | None = None
+    """Seconds to the next attempt to get it back; 0 while one is under way, None where there will be none."""
 
     def total_rate(self) -> IoRate:
         """What the bottom nodes of the graph read and write a second, all together."""
-        rates = [self.io.rate(name) for name in self.graph.leaves()]
+        # QEMU itself only counts what guests do, at the nodes their devices stand on.
+        counted = [name for name in self.graph.leaves() if name in self.graph.counters] or self.graph.counters
+        rates = [self.io.rate(name) for name in counted]
         return IoRate(
             sum(rate.rd_bytes for rate in rates),
             sum(rate.wr_bytes for rate in rates),
@@ -83,7 +116,9 @@ class Refresher:
         on_change: Callable[[Changes], None],
         *,
         clock: Callable[[], float] = time.monotonic,
+        coalesce: float = COALESCE,
     ) -> None:
+        self._coalesce = coalesce
         self.backend = backend
         self.state = state
         self._on_change = on_change
@@ -92,39 +127,104 @@ class Refresher:
         self._source: GraphSource | None = None
         self._graph_due: float | None = 0.0
         self._jobs_due: float | None = 0.0
+        self._devices_stale = True
         self._jobs_changed = False
         self._events_changed = False
         self._status_changed = True
-        self._unsubscribe: Callable[[], None] | None = None
+        self._ends: list[Callable[[], object]] = []
+        self._connection: Connection | None = connection_of(backend)
+        self._connected = False
 
     def listen(self) -> None:
         """Take in events from now on. The backend need not be started yet, and nothing that it tells is missed."""
-        if self._unsubscribe is None:
-            self._unsubscribe = self.backend.subscribe(self.on_events)
+        if self._ends:
+            return
+        self._ends.append(self.backend.subscribe(self.on_events))
+        if (connection := self._connection) is not None:
+            self._connected = connection.state.connected
+            self._ends += [connection.watch(self._connection_changed), connection.on_command(self._commanded)]
 
     async def run(self) -> None:
         """Follow the server until cancelled, or until it is lost, which `ScreenState.lost` then tells."""
         self.listen()
         try:
-            await self.begin()
             while True:
-                started = self._clock()
-                wait = await self.step()
                 try:
-                    await asyncio.wait_for(self._wake.wait(), wait)
-                except TimeoutError:
-                    pass
-                pause = started + COALESCE - self._clock()
-                if pause > 0:
-                    await asyncio.sleep(pause)
+                    await self.begin()
+                    await self._follow()
+                except ConnectionLost as error:
+                    if not error.retrying:
+                        raise
+                await self._come_back()
         except (OSError, EOFError, RuntimeError) as error:
             self.state.lost = str(error) or type(error).__name__
+            self.state.retry_in = None
             self.state.connected = False
             self._on_change(Changes(status=True))
         finally:
-            if self._unsubscribe is not None:
-                self._unsubscribe()
-                self._unsubscribe = None
+            while self._ends:
+                self._ends.pop()()
+
+    async def _follow(self) -> None:
+        """Keep the model fresh until the connection is lost and is being tried again."""
+        while self._connection is None or self._connection.state.connected:
+            started = self._clock()
+            wait = await self.step()
+            await self._woken(wait)
+            pause = started + self._coalesce - self._clock()
+            if pause > 0:
+                await asyncio.sleep(pause)
+
+    async def _woken(self, seconds: float | None) -> None:
+        """Wait until there is something to do, at most so long."""
+        # Not wait_for(): Python 3.11's forgets that it was cancelled when the event comes at the same time.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    # A connection that is lost and comes back.
+
+    def _connection_changed(self, connection: ConnectionState) -> None:
+        state = self.state
+        if connection.connected != self._connected:
+            if self._connected or state.lost is not None:
+                # No event of the server's: it marks the gap in the log that some may have fallen into.
+                name = "CONNECTION_RESTORED" if connection.connected else "CONNECTION_LOST"
+                data = {} if connection.connected else {"reason": connection.reason}
+                seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+                stamp = {"seconds": seconds, "microseconds": microseconds}
+                state.events.extend([{"timestamp": stamp, "event": name, "data": data}])
+                self._events_changed = True
+            self._connected = connection.connected
+            if not connection.connected:
+                state.jobs.lost_sight()
+                self._jobs_changed = True
+        state.connected = connection.connected
+        state.lost = None if connection.connected else connection.reason
+        self._wake.set()
+
+    async def _come_back(self) -> None:
+        """Show how long it is to the next attempt, until there is a connection again; then everything is asked anew."""
+        connection = self._connection
+        assert connection is not None
+        await asyncio.sleep(COALESCE)  # however often it is lost at once, others have their turn
+        while not connection.state.connected:
+            at = connection.state.retry_at
+            left = 0.0 if at is None else max(0.0, at - asyncio.get_running_loop().time())
+            self.state.retry_in = left
+            self._on_change(Changes(jobs=self._jobs_changed, events=self._events_changed, status=True))
+            self._jobs_changed = self._events_changed = False
+            self._wake.clear()
+            await self._woken(1.0)
+        self.state.retry_in = None
+        self._status_changed = True
+        self.kick()
+
+    def _commanded(self, command: str) -> None:
+        """A command of our own was carried out: other servers than our engine announce few changes."""
+        if self._source is not None and not self._source.announced:
+            self._source.touch()
+            self.kick()
 
     async def begin(self) -> None:
         """Learn what the server can do."""
@@ -133,13 +233,14 @@ class Refresher:
         reply = await self.backend.execute("query-commands")
         state.commands = frozenset(str(item["name"]) for item in reply)
         state.connected = True
-        self._source = choose_source(state.commands)
+        self._source = choose_source(state.commands, self._clock)
         if self._source is None:
             state.graph_error = "this server has no command that tells its block graph"
             self._graph_due = None
 
     def kick(self) -> None:
         """Ask for everything again soon."""
+        self._devices_stale = True
         self._graph_due = 0.0 if self._source is not None else None
         self._jobs_due = 0.0
         self._wake.set()
@@ -157,7 +258,10 @@ class Refresher:
                 self._jobs_changed = True
                 self._jobs_due = 0.0
             if source is not None and source.is_stale_after(event):
+                source.touch()
                 self._graph_due = 0.0
+            if event.get("event") in _TRAYS:
+                self._devices_stale = True
         self._wake.set()
 
     async def step(self) -> float | None:
@@ -169,11 +273,14 @@ class Refresher:
             await self._ask_jobs()
         if self._graph_due is not None and self._clock() >= self._graph_due:
             graph_diff, io_changed = await self._ask_graph()
+            self._devices_stale |= graph_diff.shape
+        if self._devices_stale:
+            await self._ask_devices()
         changes = Changes(graph_diff, io_changed, self._jobs_changed, self._events_changed, self._status_changed)
         self._jobs_changed = self._events_changed = self._status_changed = False
         if changes:
             self._on_change(changes)
-        if not state.graph.nodes and not state.graph_error:
+        if not state.graph.nodes and not state.graph_error and self._source is not None and self._source.announced:
             # Without nodes there is nothing that could move unannounced.
             if self._graph_due:
                 self._graph_due = None
@@ -185,8 +292,12 @@ class Refresher:
         started, since = self._clock(), jobs.moment()
         self._jobs_due = None
         try:
-            listed = await self.backend.execute("query-jobs")
-            block_jobs = await self.backend.execute("query-block-jobs") if listed else []
+            if "query-jobs" in self.state.commands:
+                listed = await self.backend.execute("query-jobs")
+                block_jobs = await self.backend.execute("query-block-jobs") if listed else []
+            else:
+                block_jobs = await self.backend.execute("query-block-jobs")
+                listed = jobs_from_block_jobs(block_jobs)
         except CommandError:
             return
         now = self._clock()
@@ -194,6 +305,26 @@ class Refresher:
             self._jobs_changed = True
         if self._jobs_due is None and jobs.active:
             self._jobs_due = now + max(JOBS_MOVING if jobs.moving else QUIET, DUTY * (now - started))
+
+    async def _ask_devices(self) -> None:
+        """Ask for trays and media, where there are devices."""
+        state = self.state
+        self._devices_stale = False
+        if "query-block" not in state.commands or not any(p.kind == "device" for p in state.graph.parents.values()):
+            return
+        try:
+            listed = await self.backend.execute("query-block")
+        except CommandError:
+            return
+        found: dict[str, DeviceState] = {}
+        for item in listed:
+            device = _device_state(item)
+            for name in (item.get("device"), *_qdev_names(item.get("qdev"))):
+                if name:
+                    found[str(name)] = device
+        if found != state.devices:
+            state.devices = found
+            self._status_changed = True
 
     async def _ask_graph(self) -> tuple[GraphDiff, frozenset[str]]:
         state, source = self.state, self._source
@@ -221,4 +352,24 @@ class Refresher:
         if self._graph_due is None:
             moving = state.io.moving or state.jobs.moving
             self._graph_due = now + max(GRAPH_MOVING if moving else QUIET, DUTY * (now - started))
+        if self._jobs_due is None and "query-jobs" not in state.commands:
+            self._jobs_due = self._graph_due  # such an old server has no event for a job that begins
         return changed, frozenset(io_changed)
+
+
+def _device_state(item: Mapping[str, Any]) -> DeviceState:
+    medium = item.get("inserted")
+    return DeviceState(
+        removable=bool(item.get("removable", False)),
+        tray_open=item.get("tray_open"),
+        inserted=str(medium.get("node-name") or medium.get("file") or "") if medium else None,
+    )
+
+
+def _qdev_names(path: object) -> tuple[str, ...]:
+    """A device's QOM path, and its id where that is part of it (``/machine/peripheral/ID/virtio-backend``)."""
+    if not isinstance(path, str) or not path:
+        return ()
+    parts = path.split("/")
+    given = parts[3] if path.startswith("/machine/peripheral/") and len(parts) > 3 else path
+    return (path, given)

@@ -98,14 +98,26 @@ def test_scripts_are_operands_of_run(started: list[tuple[str, CommonOptions, lis
     [
         (["--add-fd", "fd=3,set=1"], "--add-fd: not available in this version"),
         (["serve", "--daemonize"], "--daemonize: not available in this version"),
-        (["--connect=unix:/s"], "--connect: not available in this version"),
+        (["--connect=unix:/s"], "--connect: not an option of 'blockmon'"),
         (["doctor", "x"], "doctor: not available in this version"),
-        (["connect", "unix:/s"], "connect: not available in this version"),
+        (["connect"], "connect: needs an ADDR"),
+        (["connect", "unix:/s", "x"], "x: there is an ADDR already"),
+        (["connect", "unix:/s", "--rw", "--read-only"], "--rw: contradicts --read-only"),
+        (["repl", "--connect", "unix:/s", "x"], "x: images can't be opened by name on the engine at unix:/s"),
+        (
+            ["run", "--connect", "unix:/s", "--blockdev", "driver=null-co,node-name=n", "x"],
+            "--blockdev: the engine at unix:/s was set up by whoever started it",
+        ),
+        (["run", "--speed", "0", "x"], "--speed 0: a number above 0 is expected"),
+        (["run", "--set", "1=2", "x"], "--set 1=2: NAME=VALUE is expected"),
+        (["run", "--dry-run", "--update", "x"], "--dry-run: contradicts --update"),
+        (["run", "--update", "-"], "--update: the script can't come from standard input"),
+        (["run", "--theme", "dark", "x"], "--theme: needs --tui"),
         (["--nonsense"], "--nonsense: unknown option"),
         (["serve", "--blockdev"], "--blockdev: needs OPTS"),
         (["x", "--rw=on"], "--rw: takes no value"),
         (["run"], "run: needs a SCRIPT"),
-        (["run", "--theme", "dark", "x"], "--theme: not an option of 'blockmon run'"),
+        (["serve", "--theme", "dark"], "--theme: not an option of 'blockmon serve'"),
         (["serve", "x.qcow2"], "x.qcow2: 'blockmon serve' takes no operand"),
         (["x", "--theme", "a", "--theme", "b"], "--theme: given twice"),
         (["--rw"], "--rw: there is no IMAGE to open for writing"),
@@ -125,9 +137,34 @@ def test_one_clear_error(
     args: list[str],
     error: str,
 ) -> None:
-    assert cli.main(args) == 1
+    assert cli.main(args) == (2 if args[0] == "run" else 1)
     assert capsys.readouterr() == ("", f"blockmon: {error}\n")
     assert started == []
+
+
+def test_an_engine_elsewhere_is_only_looked_at_unless_told_otherwise(
+    started: list[tuple[str, CommonOptions, list[str]]],
+) -> None:
+    cli.main(["connect", "unix:/s"])
+    cli.main(["connect", "unix:/s", "--rw"])
+    cli.main(["repl", "--connect", "unix:/s"])
+    cli.main(["run", "--connect", "unix:/s", "x"])
+    cli.main(["run", "--connect", "unix:/s", "--read-only", "x"])
+    assert [(module, options.connect, options.read_only) for module, options, _ in started] == [
+        ("tui", "unix:/s", True),
+        ("tui", "unix:/s", False),
+        ("repl", "unix:/s", True),
+        ("replay", "unix:/s", False),
+        ("replay", "unix:/s", True),
+    ]
+    assert started[0][1].images == []
+
+
+def test_what_a_run_is_told(started: list[tuple[str, CommonOptions, list[str]]]) -> None:
+    cli.main(["run", "--keep-going", "--speed=2.5", "--set", "A=1", "--set=B=x=y", "--junit", "r.xml", "--json", "x"])
+    run = started[0][1].run
+    assert (run.keep_going, run.speed, run.junit, run.json, run.update) == (True, 2.5, "r.xml", True, False)
+    assert run.variables == {"A": "1", "B": "x=y"}
 
 
 def test_startup_error_tells_the_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,11 @@
 """The event log's ring and its views."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from blockmon.model.events import EventLog, EventView
+from blockmon.model.events import EventFilter, EventLog, EventView, newest_as_json, save_events
 from tests.blockmon.tui.fake import event
 
 
@@ -66,3 +69,108 @@ def test_what_an_event_says_in_one_line() -> None:
 def test_names_in_events_cannot_drive_the_terminal() -> None:
     entry = EventLog().append(event("X", 1, id="a\x1b]0;title\x07b"))
     assert entry.summary == "a\\x1b]0;title\\x07b"
+
+
+def exported(number: int) -> dict[str, object]:
+    return event("BLOCK_EXPORT_DELETED", number, id=f"exp{number}")
+
+
+def numbers(view: EventView) -> list[int]:
+    return [view[index].number for index in range(len(view))]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("write", [1]),
+        ("WRITE overlay2", [1]),
+        ("event:job", [0, 2]),
+        ("job:j1", [0]),
+        ("job:j", []),
+        ("node:overlay2", [1]),
+        ("node:overlay", []),
+        ("!event:job", [1]),
+        ("event:job !job:j1", [2]),
+        ('"j10 running"', [2]),
+        ("  ", [0, 1, 2]),
+    ],
+)
+def test_what_a_filter_asks_for(text: str, found: list[int]) -> None:
+    log = EventLog()
+    log.extend(
+        [
+            event("JOB_STATUS_CHANGE", 1, id="j1", status="running"),
+            event("BLOCK_IO_ERROR", 2, device="", node_name="overlay2", operation="write", action="report"),
+            event("JOB_STATUS_CHANGE", 3, id="j10", status="running"),
+        ]
+    )
+    assert numbers(EventView(log, text)) == found
+
+
+def test_an_event_comes_back_as_it_was() -> None:
+    plain = event("RESUME", 1.5)
+    del plain["data"]
+    odd = {"event": "ODD", "timestamp": {"seconds": -1, "microseconds": -1}, "__com.vendor_note": [1]}
+    whole = event("BLOCK_EXPORT_DELETED", 2.000001, id="e")
+    log = EventLog(capacity=2)
+    for wanted in (plain, odd, whole, plain):
+        assert log.append(wanted).event == wanted
+    assert log[2].event == whole
+
+
+def test_a_view_in_slices_finds_what_one_look_finds() -> None:
+    log = EventLog(capacity=3000)
+    log.extend(exported(number) for number in range(2500))
+    view = EventView(log, "exp1", seconds=0.0)
+    assert view.behind
+    steps = 0
+    while view.behind:
+        # The log goes on meanwhile, and loses its oldest events.
+        log.extend(exported(10_000 + 20 * steps + number) for number in range(20))
+        for _ in range(3):
+            view.refresh(1e-4)
+        steps += 1
+        assert steps < 10_000
+    assert numbers(view) == numbers(EventView(log, "exp1"))
+    for number in (0, log.first, log.first + 777, log.end - 1, log.end):
+        assert view.index_of(number) == EventView(log, "exp1").index_of(number)
+
+
+def test_a_frozen_view_keeps_what_the_log_loses() -> None:
+    log = EventLog(capacity=4)
+    log.extend(exported(number) for number in range(4))
+    live, held = EventView(log, "exp"), EventView(log, "exp").frozen()
+    log.extend(exported(number) for number in range(4, 10))
+    live.refresh()
+    assert numbers(held) == [0, 1, 2, 3]
+    assert held[0].data == {"id": "exp0"}
+    assert numbers(live) == [6, 7, 8, 9]
+
+
+def test_search_goes_both_ways_and_says_where_to_go_on() -> None:
+    log = EventLog()
+    log.extend(exported(number) for number in range(1000))
+    view, wanted = EventView(log), EventFilter("exp500")
+    assert view.search(wanted, 999, -1, 10) == (500, 500)
+    assert view.search(wanted, 0, 1, 10) == (500, 500)
+    assert view.search(wanted, 499, -1, 10) == (None, -1)
+    index, rounds = 999, 0
+    while True:
+        found, index = view.search(wanted, index, -1, 0.0)
+        rounds += 1
+        if found is not None:
+            break
+    assert found == 500
+    assert rounds > 3
+
+
+def test_saved_events_are_lines_of_json(tmp_path: Path) -> None:
+    log = EventLog()
+    log.extend(exported(number) for number in range(3))
+    path = tmp_path / "log"
+    assert save_events(path, EventView(log)) == 3
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [exported(number) for number in range(3)]
+    with pytest.raises(FileExistsError):
+        save_events(path, EventView(log))
+    assert save_events(path, EventView(log, "exp1"), overwrite=True) == 1
+    assert newest_as_json(EventView(log), len(json.dumps(exported(2))) + 1) == (json.dumps(exported(2)) + "\n", 1)

@@ -1,10 +1,13 @@
 """What is asked of the server, when, and what the screen is told."""
 
 import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 
 from blockmon.backend import CommandError
+from blockmon.backend.connection import Connection, ConnectionLost, ConnectionState
 from blockmon.model.refresher import Changes, Refresher, ScreenState
 from tests.blockmon.tui.fake import MIB, FakeBackend, block_job, busy_graph, event
 
@@ -154,7 +157,8 @@ async def test_a_refused_query_is_said_and_tried_again() -> None:
 
 async def test_a_server_without_the_graph_query() -> None:
     backend = FakeBackend(busy_graph(), [block_job("j", "stream", "running", 0, 1)])
-    backend.commands.remove("x-blockmon-query-graph")
+    for command in ("x-blockmon-query-graph", "query-named-block-nodes"):
+        backend.commands.remove(command)
     screen = await started(backend)
     assert screen.state.graph_error is not None
     assert screen.state.jobs.active == 1
@@ -178,3 +182,93 @@ async def test_it_runs_until_the_server_is_lost() -> None:
     await asyncio.wait_for(task, 5)
     assert screen.state.lost == "gone"
     assert not screen.state.connected
+
+
+class Wired(FakeBackend):
+    """A backend with a connection that the test breaks and mends."""
+
+    def __init__(self, graph: dict[str, Any], jobs: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(graph, jobs)
+        self.connection = Connection()
+
+    async def start(self) -> None:
+        await super().start()
+        self.connection.change(ConnectionState(True))
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        if not self.connection.state.connected:
+            raise ConnectionLost("not connected: gone", self.connection.watched)
+        return await super().execute(command, arguments)
+
+
+async def test_a_lost_connection_is_shown_and_everything_is_asked_anew_when_it_is_back() -> None:
+    backend = Wired(busy_graph(), [block_job("j", "stream", "running", 0, 100)])
+    screen = Screen(backend)
+    changed = asyncio.Event()
+    told: list[Changes] = []
+
+    def take(changes: Changes) -> None:
+        told.append(changes)
+        changed.set()
+
+    async def until(holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not holds():
+                changed.clear()
+                await changed.wait()
+
+    screen.refresher._on_change = take
+    await backend.start()
+    task = asyncio.create_task(screen.refresher.run())
+    state = screen.state
+    await until(lambda: state.jobs.active)
+    now = asyncio.get_running_loop().time()
+    backend.connection.change(ConnectionState(False, "gone", now + 30))
+    await until(lambda: state.retry_in)
+    assert state.lost == "gone"
+    assert state.retry_in == pytest.approx(30, abs=1)
+    assert not state.connected
+    assert "overlay2" in state.graph.nodes
+    assert told[-1].status
+    backend.jobs.clear()
+    backend.graph["nodes"].pop()
+    backend.graph["generation"] += 1
+    backend.connection.change(ConnectionState(True))
+    await until(lambda: "scratch" not in state.graph.nodes and not state.jobs.active)
+    assert (state.lost, state.retry_in, state.connected) == (None, None, True)
+    (job,) = state.jobs.listed()
+    assert job.word == "gone"
+    assert [state.events[number].name for number in range(len(state.events))] == [
+        "CONNECTION_LOST",
+        "CONNECTION_RESTORED",
+    ]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert not backend.connection.watched
+
+
+async def test_a_command_of_ones_own_makes_another_servers_graph_stale() -> None:
+    backend = Wired(busy_graph())
+    backend.commands.remove("x-blockmon-query-graph")
+    await backend.start()
+    screen = await started(backend)
+    await screen.step()
+    assert "query-named-block-nodes" not in backend.executed
+    backend.connection.commanded("blockdev-add")
+    await screen.step()
+    assert "query-named-block-nodes" in backend.executed
+
+
+async def test_a_server_that_knows_only_block_jobs() -> None:
+    backend = FakeBackend(busy_graph(), [block_job("j", "stream", "running", 1, 2)])
+    backend.commands.remove("query-jobs")
+    screen = await started(backend)
+    (job,) = screen.state.jobs.listed()
+    assert (job.id, job.status, job.current, job.total) == ("j", "running", 1, 2)
+    # There is no event for one that begins.
+    backend.jobs.clear()
+    await screen.step(5.0)
+    backend.jobs.append(block_job("k", "commit", "running", 1, 2))
+    await screen.step(5.0)
+    await screen.step(5.0)
+    assert [job.id for job in screen.state.jobs.listed() if not job.gone] == ["k"]
