@@ -22,6 +22,8 @@ _QEMU_IO_FAILURE = re.compile(
     | non-numeric\ .*
     | bad\ argument\ count\ .*
     | command\ ".*"\ not\ found
+    | Permission\ conflict\ on\ node\ .*
+    | Block\ node\ is\ read-only
     """,
     re.VERBOSE,
 )

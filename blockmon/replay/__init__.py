@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 def run(options: "CommonOptions", scripts: list[str]) -> int:
     """Replay *scripts* ("-" is standard input) one after the other on one backend; returns the exit status.
 
-    0: everything succeeded. 1: a command or a wait failed. 2: a script could not be parsed. The first error ends it and
-    is told on stderr as FILE:LINE: TEXT. Raises StartupError when there is nothing to run on.
+    The status is one of `blockmon.exitcodes.ExitStatus`. What goes wrong is told on stderr as FILE:LINE:COLUMN: TEXT;
+    the first failure ends the run unless it is told to keep going. Raises StartupError when there is nothing to run
+    on.
     """
     from blockmon.replay.program import main
 

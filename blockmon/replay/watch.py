@@ -41,6 +41,8 @@ class Watch:
         self._events: deque[tuple[int, Event]] = deque(maxlen=MAX_EVENTS)
         self._number = 0
         self._news = asyncio.Event()
+        self._reported = 0
+        self._lost: str | None = None
 
     def feed(self, events: Sequence[Event]) -> None:
         """Take events in, in their order."""
@@ -86,7 +88,16 @@ class Watch:
         """The names of the events recorded since the last command."""
         return list(dict.fromkeys(str(event.get("event")) for _, event in self._events))
 
+    def lose(self, reason: str) -> None:
+        """Note that the server is gone: whoever waits for more than it has told waits in vain."""
+        self._lost = reason
+        self._news.set()
+
     async def news(self) -> None:
-        """Wait until events arrive that `news` has not yet reported."""
+        """Wait until events arrive that `news` has not yet reported. Raises ConnectionError when none ever will."""
         await self._news.wait()
-        self._news.clear()
+        if self._lost is None:
+            self._news.clear()
+        elif self._reported == self._number:
+            raise ConnectionError(self._lost)
+        self._reported = self._number

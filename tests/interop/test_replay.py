@@ -98,5 +98,5 @@ def test_failing_job_stops_the_script(images: QemuImages, tmp_path: Path, run_sc
         "@wait-job j concluded timeout=60s\n"
         "query-jobs\n"
     )
-    assert done.stderr == "<stdin>:4: job 'j' failed: Input/output error\n"
+    assert done.stderr == "<stdin>:4:1: job 'j' failed: Input/output error\n"
     assert (done.returncode, done.stdout) == (1, "{}\n{}\n")

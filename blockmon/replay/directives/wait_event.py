@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from blockmon.lang.shell_line import parse_value
-from blockmon.replay.directives import Action, Word, directive, take_timeout, unquote, usage_error
-from blockmon.replay.errors import StatementFailed
+from blockmon.replay.directives import Action, Call, Word, directive, take_timeout, unquote
+from blockmon.replay.errors import WaitTimedOut
+from blockmon.replay.path import read_value, same
 
 if TYPE_CHECKING:
     from blockmon.replay.runner import Runner
@@ -25,35 +25,31 @@ def _value_at(data: Any, path: str) -> Any:
 _ABSENT = object()
 
 
-def _is(value: Any, text: str) -> bool:
-    if value is _ABSENT:
-        return False
-    if isinstance(value, str):
-        return value == unquote(text)
-    wanted = None if text == "null" else parse_value(text, None)
-    # In Python True == 1; in JSON it is not.
-    return type(value) is type(wanted) and bool(value == wanted)
+def _matches(data: Any, word: Word) -> bool:
+    value = _value_at(data, word.key)
+    return value is not _ABSENT and same(value, word.value)
 
 
 @directive("wait-event", "NAME [FIELD=VALUE ...] [timeout=60s]")
-def wait_event(text: str, words: list[Word]) -> Action:
+def wait_event(call: Call) -> Action:
     """Wait for the event NAME whose data has the given values (dotted keys reach inside); counts what came since the
     last command was sent, and each event once."""
-    given = take_timeout(text, words)
-    timeout = DEFAULT_TIMEOUT if given is None else given
+    words = call.words()
+    given = take_timeout(call, words)
     if not words or words[0].key:
-        raise usage_error(text, wait_event)
+        raise call.usage()
     name, fields = unquote(words[0].value), words[1:]
     for word in fields:
         if not word.key:
-            raise usage_error(text, wait_event, word.offset)
-        parse_value(word.value, None)
+            raise call.usage(word.offset)
+        read_value(word.value)
 
     def matches(event: Mapping[str, Any]) -> bool:
         data = event.get("data", {})
-        return event.get("event") == name and all(_is(_value_at(data, word.key), word.value) for word in fields)
+        return event.get("event") == name and all(_matches(data, word) for word in fields)
 
     async def act(runner: "Runner") -> None:
+        timeout = next(value for value in (given, runner.timeout, DEFAULT_TIMEOUT) if value is not None)
         try:
             async with asyncio.timeout(timeout):
                 while runner.watch.take(matches) is None:
@@ -61,6 +57,6 @@ def wait_event(text: str, words: list[Word]) -> Action:
         except TimeoutError:
             wanted = " ".join([name, *(f"{word.key}={word.value}" for word in fields)])
             seen = ", ".join(runner.watch.seen()) or "no event"
-            raise StatementFailed(f"{wanted} did not come within {timeout:g} s; came: {seen}") from None
+            raise WaitTimedOut(f"{wanted} did not come within {timeout:g} s; came: {seen}") from None
 
     return act

@@ -5,9 +5,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from blockmon.lang import ParseError
-from blockmon.replay.directives import Action, Word, directive, take_timeout, unquote, usage_error
-from blockmon.replay.errors import StatementFailed
+from blockmon.replay.directives import Action, Call, directive, take_timeout, unquote
+from blockmon.replay.errors import StatementFailed, WaitTimedOut
 
 if TYPE_CHECKING:
     from blockmon.replay.runner import Runner
@@ -22,30 +21,32 @@ _LATE_EVENT = 1.0  # seconds a job's first event may come behind the answer to t
 
 
 @directive("wait-job", "ID STATUS[|STATUS...] [timeout=5s]")
-def wait_job(text: str, words: list[Word]) -> Action:
+def wait_job(call: Call) -> Action:
     """Wait until the job ID is, or since the last command was, in one of the states.
 
     Fails at once when it can no longer get there, and when it concluded with an error although concluded (or
-    success, which also rules out cancelling) was waited for. Without timeout= it waits as long as the job takes.
+    success, which also rules out cancelling) was waited for. Without timeout= and @timeout it waits as long as the job
+    takes.
     """
-    timeout = take_timeout(text, words)
+    words = call.words()
+    given = take_timeout(call, words)
     if len(words) != 2 or words[0].key or words[1].key:
-        raise usage_error(text, wait_job)
+        raise call.usage()
     job, wanted = unquote(words[0].value), unquote(words[1].value).split("|")
     for status in wanted:
         if status not in STATUSES and status != SUCCESS:
-            raise ParseError.at(
-                f"'{status}' is not a job status ({', '.join(STATUSES)} or success)", text, words[1].offset
-            )
+            names = f"{', '.join(STATUSES)} or {SUCCESS}"
+            raise call.error(f"'{status}' is not a job status ({names})", words[1].offset)
 
     async def act(runner: "Runner") -> None:
+        timeout = given if given is not None else runner.timeout
         try:
             async with asyncio.timeout(timeout):
                 await _Wait(runner, job, wanted).finish()
         except TimeoutError:
             history = runner.watch.jobs.get(job)
             now = history.status if history else None
-            raise StatementFailed(
+            raise WaitTimedOut(
                 f"job '{job}' did not become {' or '.join(wanted)} within {timeout:g} s"
                 + (f"; it is {now}" if now else "")
             ) from None

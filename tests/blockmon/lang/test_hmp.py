@@ -19,6 +19,8 @@ from blockmon.lang import hmp
         ("qemu-io n read", "Pattern verification failed at offset 0, 512 bytes\n", ...),
         ("qemu-io n write", "write failed: Operation not permitted\n", ...),
         ("qemu-io n foo", 'command "foo" not found\n', ...),
+        ("qemu-io n write", "Permission conflict on node 'n': permissions 'write' are both required by …", ...),
+        ("qemu-io n write", "Block node is read-only\n", ...),
         ("qemu-io n read", "read 512/512 bytes at offset 0\n512 bytes, 1 ops; 00.00 sec\n", None),
         ("info block", "", None),
         ("info block", "n0: null-co:// (null-co)\r\n    Error: no line of its own\r\n", None),

@@ -41,7 +41,7 @@ def test_failing_command_ends_everything(
 ) -> None:
     one, two = write(tmp_path / "1", "query-block\nquit\n"), write(tmp_path / "2", "query-block\n")
     assert cli.main(["run", one, two]) == 1
-    assert capsys.readouterr() == ("[]\n", f"{one}:2: quit: not yet\n")
+    assert capsys.readouterr() == ("[]\n", f"{one}:2:1: quit: not yet\n")
     assert backend.closed
 
 
@@ -49,7 +49,7 @@ def test_parse_error_has_its_own_status(
     backend: FakeBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["run", write(tmp_path / "1", "@nonsense\n")]) == 2
-    assert capsys.readouterr() == ("", f"{tmp_path}/1:1: unknown directive '@nonsense'\n")
+    assert capsys.readouterr() == ("", f"{tmp_path}/1:1:1: unknown directive '@nonsense'\n")
 
 
 @pytest.mark.parametrize(("name", "why"), [("none", "No such file or directory"), (".", "Is a directory")])
@@ -57,7 +57,7 @@ def test_missing_script_is_noticed_before_anything_runs(
     backend: FakeBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, why: str
 ) -> None:
     script = write(tmp_path / "1", "query-block\n")
-    assert cli.main(["run", script, str(tmp_path / name)]) == 1
+    assert cli.main(["run", script, str(tmp_path / name)]) == 2
     assert capsys.readouterr() == ("", f"blockmon: {tmp_path / name}: {why}\n")
     assert not backend.started
 
@@ -91,7 +91,7 @@ def test_standard_input_is_answered_line_by_line(running: "subprocess.Popen[str]
     assert ask(running, "query-jobs") == "[]\n"
     assert ask(running, '{"execute": "query-named-block-nodes",\n"arguments": {"flat": true}}') == "[]\n"
     out, err = running.communicate("no-such-command-at-all\n", timeout=30)
-    assert (out, err) == ("", "<stdin>:4: no-such-command-at-all: unknown command: 'no-such-command-at-all'\n")
+    assert (out, err) == ("", "<stdin>:4:1: no-such-command-at-all: unknown command: 'no-such-command-at-all'\n")
     assert running.returncode == 1
 
 
@@ -118,4 +118,4 @@ def test_reader_that_goes_away(running: "subprocess.Popen[str]") -> None:
     running.stdin.flush()
     assert running.wait(timeout=30) == 1
     assert running.stderr is not None
-    assert running.stderr.read() == "<stdin>:2: standard output: Broken pipe\n"
+    assert running.stderr.read() == "<stdin>:2:1: standard output: Broken pipe\n"

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from blockmon.backend import CommandError
+from blockmon.exitcodes import ExitStatus
+from blockmon.options import RunOptions
 from blockmon.replay.errors import ScriptError
+from blockmon.replay.output import TextOutput
 from blockmon.replay.runner import Runner
 from tests.blockmon.fakes import FakeBackend, event, job_status
 
@@ -23,20 +26,21 @@ def backend() -> FakeBackend:
     )
 
 
-async def run(backend: FakeBackend, script: str, tmp_path: Path) -> str:
+async def run(backend: FakeBackend, script: str, tmp_path: Path, **options: Any) -> str:
     """Run *script* as the file "s" and return what it printed."""
     path = tmp_path / "s"
     path.write_text(script)
     out = io.StringIO()
-    runner = Runner(backend, out)
+    runner = Runner(backend, TextOutput(out), RunOptions(**options))
     try:
         async with asyncio.timeout(10):
             await runner.run(str(path))
-    except ScriptError as error:
-        error.args = (str(error).replace(str(path), "s"),)
-        raise
     finally:
         runner.close()
+    if runner.failures:
+        error = runner.failures[0]
+        error.args = (str(error).replace(f"{tmp_path}/", ""),)
+        raise error
     return out.getvalue()
 
 
@@ -99,30 +103,33 @@ class TestCommands:
     async def test_first_error_stops(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["block-stream"] = CommandError("GenericError", "Cannot find device='a' nor node-name=''")
         error = await fails(backend, "\nquery-block\n\nblock-stream \\\n device=a\nquit\n", tmp_path)
-        assert error == ("s:4: block-stream: Cannot find device='a' nor node-name=''", 1)
+        assert error == ("s:4:1: block-stream: Cannot find device='a' nor node-name=''", 1)
         assert ("quit", {}) not in backend.calls
 
     async def test_hmp_error_stops(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["human-monitor-command"] = "Error: Block job 'x' not found\r\n"
         assert await fails(backend, "block_job_cancel x\n", tmp_path) == (
-            "s:1: block_job_cancel: Block job 'x' not found",
+            "s:1:1: block_job_cancel: Block job 'x' not found",
             1,
         )
 
     @pytest.mark.parametrize(
         ("script", "error"),
         [
-            ("query-block\n@wiat-job x ready\n", "s:2: unknown directive '@wiat-job'"),
-            ("block-stream device\n", "s:1: expected key=value, found 'device' (column 14)"),
-            ('\n{"execute": "quit",\n"arguments": nil}', "s:3: invalid JSON: Expecting value (column 14)"),
-            ('query-block\n{"execute": "quit"\nquery-block\n', "s:2: the file ends, but the JSON object is not closed"),
-            ("query-block \\", "s:1: the file ends, but the line is continued by \\"),
-            ("\n@wait-job x\n", "s:2: usage: @wait-job ID STATUS[|STATUS...] [timeout=5s]"),
-            ("@wait-job x done\n", "s:1: 'done' is not a job status"),
-            ("@wait-job x ready timeout=5x\n", "s:1: '5x' is not a duration such as 5s, 500ms or 2m (column 19)"),
-            ("@wait-event\n", "s:1: usage: @wait-event NAME"),
-            ("@wait-event X y\n", "s:1: usage: @wait-event NAME"),
-            ("@wait-event X \\\n  a='b\n", "s:2: the quoted value that begins here does not end (column 5)"),
+            ("query-block\n@wiat-job x ready\n", "s:2:1: unknown directive '@wiat-job'"),
+            ("block-stream device\n", "s:1:14: expected key=value, found 'device'"),
+            ('\n{"execute": "quit",\n"arguments": nil}', "s:3:14: invalid JSON: Expecting value"),
+            (
+                'query-block\n{"execute": "quit"\nquery-block\n',
+                "s:2:1: the file ends, but the JSON object is not closed",
+            ),
+            ("query-block \\", "s:1:1: the file ends, but the line is continued by \\"),
+            ("\n@wait-job x\n", "s:2:1: usage: @wait-job ID STATUS[|STATUS...] [timeout=5s]"),
+            ("@wait-job x done\n", "s:1:13: 'done' is not a job status"),
+            ("@wait-job x ready timeout=5x\n", "s:1:19: '5x' is not a duration such as 5s, 500ms or 2m"),
+            ("@wait-event\n", "s:1:1: usage: @wait-event NAME"),
+            ("@wait-event X y\n", "s:1:15: usage: @wait-event NAME"),
+            ("@wait-event X \\\n  a='b\n", "s:2:5: the quoted value that begins here does not end"),
         ],
     )
     async def test_what_cannot_be_parsed(self, backend: FakeBackend, tmp_path: Path, script: str, error: str) -> None:
@@ -133,9 +140,10 @@ class TestCommands:
     async def test_not_utf8(self, backend: FakeBackend, tmp_path: Path) -> None:
         path = tmp_path / "latin1"
         path.write_bytes(b"query-block\n# caf\xe9\n")
-        runner = Runner(backend, io.StringIO())
-        with pytest.raises(ScriptError, match=r"latin1:2: not UTF-8 at byte 6"):
-            await runner.run(str(path))
+        runner = Runner(backend, TextOutput(io.StringIO()))
+        assert await runner.run(str(path)) == ExitStatus.USAGE
+        assert [str(error) for error in runner.failures] == [f"{path}:2:6: the text is not UTF-8"]
+        assert sent(backend) == [("query-block", {})]
 
     async def test_long_script_is_streamed(self, backend: FakeBackend, tmp_path: Path) -> None:
         lines = 20_000
@@ -155,14 +163,14 @@ class TestWaitEvent:
     async def test_event_of_an_earlier_command_does_not_count(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["block-stream"] = lambda device: backend.emit(event("X")) or {}
         script = "block-stream device=a\nblockdev-del node-name=b\n@wait-event X timeout=20ms\n"
-        assert await fails(backend, script, tmp_path) == ("s:3: X did not come within 0.02 s; came: no event", 1)
+        assert await fails(backend, script, tmp_path) == ("s:3:1: X did not come within 0.02 s; came: no event", 4)
 
     async def test_event_counts_once_and_in_any_order(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["block-stream"] = lambda device: backend.emit(event("A"), event("B"), event("A")) or {}
         start = "block-stream device=a\n@wait-event B\n@wait-event A\n@wait-event A\n"
         await run(backend, start, tmp_path)
         message, _ = await fails(backend, start + "@wait-event A timeout=20ms\n", tmp_path)
-        assert message == "s:5: A did not come within 0.02 s; came: no event"
+        assert message == "s:5:1: A did not come within 0.02 s; came: no event"
 
     @pytest.mark.parametrize(
         "field", ["len=6", "len=5b", "on=1", "on=false", "text=yes", "in.side=2", "none=1", "len.x=5"]
@@ -171,8 +179,8 @@ class TestWaitEvent:
         data: dict[str, Any] = {"len": 5, "on": True, "text": "no", "in": {"side": 1}}
         backend.answers["block-stream"] = lambda device: backend.emit(event("X", **data)) or {}
         message, status = await fails(backend, f"block-stream device=a\n@wait-event X {field} timeout=20ms\n", tmp_path)
-        assert message == f"s:2: X {field} did not come within 0.02 s; came: X"
-        assert status == 1
+        assert message == f"s:2:1: X {field} did not come within 0.02 s; came: X"
+        assert status == 4
 
     async def test_values_inside_and_in_quotes(self, backend: FakeBackend, tmp_path: Path) -> None:
         data: dict[str, Any] = {"text": "5", "other": "a b", "in": {"side": 1}}
@@ -211,14 +219,14 @@ class TestWaitJob:
         )
         message, status = await fails(backend, f"block-stream device=a\n@wait-job j {wanted}\n", tmp_path)
         how = "ended without becoming ready" if wanted == "ready" else "failed"
-        assert message == f"s:2: job 'j' {how}: Input/output error"
+        assert message == f"s:2:1: job 'j' {how}: Input/output error"
         assert status == 1
 
     async def test_error_of_a_job_that_stays_is_asked_for(self, backend: FakeBackend, tmp_path: Path) -> None:
         self.stream(backend, *job_status("j", "created", "running", "aborting", "concluded"))
         backend.answers["query-jobs"] = [{"id": "j", "status": "concluded", "error": "No space left on device"}]
         message, _ = await fails(backend, "block-stream device=a\n@wait-job j concluded\n", tmp_path)
-        assert message == "s:2: job 'j' failed: No space left on device"
+        assert message == "s:2:1: job 'j' failed: No space left on device"
 
     async def test_failing_can_be_waited_for(self, backend: FakeBackend, tmp_path: Path) -> None:
         self.stream(backend, *job_status("j", "created", "running", "aborting", "concluded", "null"))
@@ -234,7 +242,7 @@ class TestWaitJob:
         backend.answers["query-jobs"] = [{"id": "j", "status": "concluded", "error": "Operation canceled"}]
         await run(backend, "block-stream device=a\n@wait-job j concluded\n", tmp_path)
         message, _ = await fails(backend, "block-stream device=a\n@wait-job j success\n", tmp_path)
-        assert message == "s:2: job 'j' was cancelled"
+        assert message == "s:2:1: job 'j' was cancelled"
 
     async def test_cancelled_job_that_is_gone(self, backend: FakeBackend, tmp_path: Path) -> None:
         self.stream(
@@ -245,7 +253,7 @@ class TestWaitJob:
         )
         await run(backend, "block-stream device=a\n@wait-job j concluded\n", tmp_path)
         message, _ = await fails(backend, "block-stream device=a\n@wait-job j success\n", tmp_path)
-        assert message == "s:2: job 'j' was cancelled"
+        assert message == "s:2:1: job 'j' was cancelled"
 
     async def test_first_wanted_state_decides(self, backend: FakeBackend, tmp_path: Path) -> None:
         """However late the wait looks: the job was ready first, and failed then."""
@@ -258,7 +266,7 @@ class TestWaitJob:
         message, _ = await fails(
             backend, "block-stream device=a\nblockdev-del node-name=b\n@wait-job j running\n", tmp_path
         )
-        assert message == "s:3: job 'j' ended without becoming running"
+        assert message == "s:3:1: job 'j' ended without becoming running"
 
     async def test_second_job_of_the_same_name(self, backend: FakeBackend, tmp_path: Path) -> None:
         rounds = iter(
@@ -270,11 +278,11 @@ class TestWaitJob:
         backend.answers["block-stream"] = lambda **_: backend.emit(*next(rounds)) or {}
         start = "block-stream device=a\n@wait-job j concluded\nblock-stream device=a\n"
         message, _ = await fails(backend, start + "@wait-job j concluded timeout=20ms\n", tmp_path)
-        assert message == "s:4: job 'j' did not become concluded within 0.02 s; it is running"
+        assert message == "s:4:1: job 'j' did not become concluded within 0.02 s; it is running"
 
     async def test_job_older_than_the_script(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["query-jobs"] = [{"id": "other", "status": "ready"}, {"id": "old", "status": "ready"}]
         await run(backend, "@wait-job old ready\n", tmp_path)
 
     async def test_no_such_job(self, backend: FakeBackend, tmp_path: Path) -> None:
-        assert await fails(backend, "@wait-job nope ready\n", tmp_path) == ("s:1: there is no job 'nope'", 1)
+        assert await fails(backend, "@wait-job nope ready\n", tmp_path) == ("s:1:1: there is no job 'nope'", 1)
