@@ -27,6 +27,7 @@ def run(options: CommonOptions) -> int:
 
     folder = Path(tempfile.mkdtemp(prefix="blockmon-demo-"))
     options.prepare = partial(build, folder)
+    options.places = {"DIR": str(folder)}
     try:
         return tui.run(options)
     finally:

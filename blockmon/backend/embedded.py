@@ -6,7 +6,7 @@ import asyncio
 import collections
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blockmon.backend import CommandError, Event, EventCallback
@@ -14,10 +14,14 @@ from blockmon.options import CommonOptions, StartupError
 
 if TYPE_CHECKING:
     from blockmon.backend.pidfile import PidFile
+    from blockmon.backend.recorder import Recorder
     from engine.engine import Engine
 
 _SWITCH_INTERVAL = 0.001
 """Seconds a thread may keep the interpreter while others want it; Python's own default is five times that."""
+
+_LONGEST_TURN = 0.002
+"""Seconds that commands run together may keep the control plane from anything else."""
 
 
 class EmbeddedBackend:
@@ -36,6 +40,9 @@ class EmbeddedBackend:
         self._scheduled = False
         self._closing = False
         self._pidfile: PidFile | None = None
+        self._recorder: Recorder | None = None
+        """Given before start(): it hears of all that the start-up does."""
+        self._detach: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         # The front end shares the interpreter with jobs and guests: it must not wait long for its turn to answer a key.
@@ -57,6 +64,8 @@ class EmbeddedBackend:
         engine = Engine()
         engine.subscribe(self._on_event)
         engine.on_quit = self._on_quit
+        if self._recorder is not None:
+            self._attach(self._recorder, engine)
         return engine
 
     async def _start_up(self) -> None:
@@ -88,6 +97,52 @@ class EmbeddedBackend:
             return await asyncio.wrap_future(engine.submit(command, arguments))
         except QMPError as exc:
             raise CommandError(exc.error_class, exc.desc) from None
+
+    def observe(self, recorder: Recorder) -> Callable[[], None]:
+        """Tell *recorder* of every command from now on, those of the start-up and of monitors' clients included;
+        returns what ends it. One recorder at a time."""
+        if self._engine is None:
+            self._recorder = recorder
+        else:
+            self._attach(recorder, self._engine)
+        return self._forget_recorder
+
+    def _attach(self, recorder: Recorder, engine: Engine) -> None:
+        from blockmon.backend.recorder import attach
+
+        self._detach = attach(recorder, engine)
+
+    def _forget_recorder(self) -> None:
+        self._recorder = None
+        self._detach()
+
+    async def execute_many(
+        self, commands: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> tuple[list[Any], CommandError | None]:
+        """Run commands one after the other up to the first that fails; returns the values of those that succeeded, and
+        that one's error. The way to the engine's thread and back, which costs more than most commands, is gone
+        once."""
+        from engine.errors import QMPError
+
+        engine = self._engine
+        if engine is None or self._closing:
+            return [], CommandError("GenericError", "The engine is not running")
+        values: list[Any] = []
+
+        async def run() -> None:
+            turn = time.monotonic()
+            for command, arguments in commands:
+                values.append(await engine.run_command(command, arguments))
+                # Jobs and clients have their turn between commands, as they have when commands come one by one.
+                if not command.startswith("query-") or time.monotonic() - turn > _LONGEST_TURN:
+                    await asyncio.sleep(0)
+                    turn = time.monotonic()
+
+        try:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), engine.control.loop))
+        except QMPError as exc:
+            return values, CommandError(exc.error_class, exc.desc)
+        return values, None
 
     # -- events ----------------------------------------------------------------------------------------------
 

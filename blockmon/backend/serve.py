@@ -7,10 +7,14 @@ import contextlib
 import signal
 import sys
 from collections.abc import Coroutine
+from typing import TYPE_CHECKING
 
 from blockmon.backend.pidfile import PidFile
 from blockmon.backend.startup import start_up
 from blockmon.options import CommonOptions
+
+if TYPE_CHECKING:
+    from blockmon.backend.recorder import Recorder
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -21,6 +25,7 @@ def serve(options: CommonOptions) -> int:
 
 
 async def _serve(options: CommonOptions) -> int:
+    from blockmon.backend.recording import start_recording
     from engine.engine import Engine
 
     loop = asyncio.get_running_loop()
@@ -30,7 +35,10 @@ async def _serve(options: CommonOptions) -> int:
     engine = Engine()
     engine.on_quit = lambda: _tell(loop, ended)
     pidfile: PidFile | None = None
+    recorder: Recorder | None = None
     try:
+        if options.record is not None:
+            recorder = start_recording(engine, options, _announce)
         if await _unless(ended, start_up(engine, options, _announce)):
             # The file says that everything stands, so it comes last.
             pidfile = PidFile(options.pidfile) if options.pidfile is not None else None
@@ -38,6 +46,8 @@ async def _serve(options: CommonOptions) -> int:
     finally:
         # A second Ctrl+C ends the program at once, whatever it hangs on.
         loop.remove_signal_handler(signal.SIGINT)
+        if recorder is not None:
+            recorder.close()
         await asyncio.to_thread(engine.close)
         if pidfile is not None:
             pidfile.remove()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from blockmon.options import CommonOptions, StartupError
 
 if TYPE_CHECKING:
+    from engine.devices.drive_options import DriveOptions
     from engine.engine import Engine
     from engine.monitor.server import Monitors
 
@@ -94,11 +95,12 @@ async def _object(engine: Engine, text: str, announce: Callable[[str], None]) ->
 
 async def _nbd_server(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
     from engine.commands.exports import NbdServerOptions, start_nbd_server
-    from engine.sockets.addresses import address_of
+    from engine.qapi import to_wire
     from engine.qapi.keyval import from_option
+    from engine.sockets.addresses import address_of
 
     options: NbdServerOptions = from_option(NbdServerOptions, text)
-    await start_nbd_server(
+    work = start_nbd_server(
         engine,
         address_of(options.addr),
         options.tls_creds,
@@ -106,17 +108,35 @@ async def _nbd_server(engine: Engine, text: str, announce: Callable[[str], None]
         options.max_connections,
         inherited=True,
     )
+    # The command has its address in an older form.
+    said = to_wire(options)
+    address = said["addr"]
+    said["addr"] = {"type": address.pop("type"), "data": address}
+    await engine.observed("nbd-server-start", said, work)
 
 
 async def _export(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
     from engine.exports.options import BlockExportOptions
+    from engine.qapi import to_wire
     from engine.qapi.keyval import from_option
 
-    engine.exports.add(from_option(BlockExportOptions, text, "type"))
+    await engine.run_command("block-export-add", to_wire(from_option(BlockExportOptions, text, "type")))
 
 
 async def _drive(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
+    from engine.devices.drive_options import Interface
+
     options = engine.drives.parse(text)
+    work = _add_drive(engine, text, options, announce)
+    # Only drives without a device of their own can also be added later.
+    if options.interface is Interface.NONE:
+        quoted = text.replace("\\", r"\\").replace('"', r"\"")
+        await engine.observed("human-monitor-command", {"command-line": f'drive_add 0 "{quoted}"'}, work)
+    else:
+        await work
+
+
+async def _add_drive(engine: Engine, text: str, options: DriveOptions, announce: Callable[[str], None]) -> str:
     backend = engine.drives.add(options)
     for warning in options.warnings:
         announce(f"--drive {text}: warning: {warning}")
@@ -125,6 +145,7 @@ async def _drive(engine: Engine, text: str, announce: Callable[[str], None]) -> 
     except BaseException:
         engine.drives.discard(backend)
         raise
+    return ""
 
 
 async def _device(engine: Engine, text: str, announce: Callable[[str], None]) -> None:
