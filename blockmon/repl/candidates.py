@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from blockmon.model.format import basename, safe_text, size_short
-from blockmon.model.graph import GraphModel, NodeInfo
-from blockmon.model.jobs import VERBS
+from blockmon.model.graph import EdgeInfo, GraphModel, NodeInfo
+from blockmon.model.schema import value_at
+from blockmon.repl import matching, offers
 from blockmon.repl.files import FileName
 from blockmon.repl.knowledge import Knowledge
 from blockmon.repl.meaning import Meaning, Names
+from blockmon.repl.offers import Candidate
+from blockmon.repl.summaries import DRIVERS
 
-# What qemu-io does, by the words of its own help; the block commands that the engine's issue names.
-_IO_COMMANDS = {
-    "read": "[-P pattern] [-v] offset length",
-    "write": "[-P pattern] [-z] [-u] [-c] [-f] offset length",
-    "aio_read": "[-P pattern] offset length",
-    "aio_write": "[-P pattern] [-z] offset length",
-    "aio_flush": "wait for the aio requests",
-    "flush": "write back the caches",
-    "discard": "offset length",
-    "map": "what is allocated where",
-    "alloc": "offset [length]",
-    "length": "of the node in bytes",
-    "truncate": "length",
-}
+MOST_NODES = 200
+"""So many nodes are offered at once; typing on narrows them down."""
 
 _LONGEST_CHAIN = 300
 """So many layers of a chain are offered in its order; the rest by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One completion. `text` is the name itself, or with `literal` exactly what to insert."""
-
-    text: str
-    meta: str = ""
-    shown: str = ""
-    literal: bool = False
-    required: bool = False
-    last: bool = False
-    """Offered behind the others that match as well."""
-    goes_on: bool = False
-    """A directory: more is typed behind it."""
 
 
 @dataclass(slots=True)
@@ -54,8 +30,15 @@ class Wanted:
     word: str
     candidates: list[Candidate] = field(default_factory=list)
     nodes: bool = False
-    nodes_first: tuple[str, ...] = ()
+    nodes_first: dict[str, str] = field(default_factory=dict)
+    """Nodes to offer in front of the others, with what to say of them first."""
+    no_others: bool = False
+    """Only the nodes of `nodes_first` will do."""
+    without: frozenset[str] = frozenset()
+    """Nodes that will not do."""
     files: bool = False
+    behind: list[Candidate] = field(default_factory=list)
+    """What can follow if what is typed ends here; offered last, and whatever is typed."""
 
     def add(self, candidate: Candidate) -> None:
         """Offer *candidate* if it matches."""
@@ -67,46 +50,39 @@ class NameFinder:
 
     def __init__(self, knowledge: Knowledge) -> None:
         self._knowledge = knowledge
+        self._graph: GraphModel | None = None
+        self._known: dict[str, tuple[bool, Candidate]] = {}
+        """Of the nodes of `_graph` that were offered before: whether to offer them later than others, and how."""
 
-    def add_names(self, meaning: Meaning, arguments: Mapping[str, Any], wanted: Wanted) -> None:
-        """Add the names that *meaning* asks for; *arguments* are those given beside."""
+    def add_names(self, meaning: Meaning, scopes: Sequence[Mapping[str, Any]], wanted: Wanted) -> None:
+        """Add the names that *meaning* asks for; *scopes* are the arguments given beside, the nearest object first."""
         names = self._knowledge.names
         match meaning.names:
             case Names.NODE | Names.DEVICE:
                 if meaning.names is Names.DEVICE:
                     for name, meta in names.devices.items():
                         wanted.add(Candidate(name, f"device {meta}".rstrip()))
-                wanted.nodes = True
-                wanted.nodes_first = self._chain(arguments)
-            case Names.JOB:
-                for job in names.jobs.values():
-                    if _takes(meaning.verb, job.status) and (job.block_job or not meaning.block_jobs_only):
-                        likely = meaning.verb not in ("pause", "resume") or (
-                            (job.status in ("paused", "standby")) == (meaning.verb == "resume")
-                        )
-                        wanted.add(Candidate(job.id, f"{job.type} {job.status}".strip(), last=not likely))
-            case Names.EXPORT:
-                for name, meta in names.exports.items():
-                    wanted.add(Candidate(name, meta))
+                self._add_nodes(meaning, scopes, wanted)
             case Names.BITMAP:
-                node = next((str(arguments[k]) for k in ("node", "node-name", "device") if arguments.get(k)), None)
-                for name, meta in names.bitmaps_of(node).items():
-                    wanted.add(Candidate(name, f"on {meta}"))
-            case Names.OBJECT:
-                for name, meta in names.objects.items():
-                    if meta.startswith(meaning.of):
-                        wanted.add(Candidate(name, meta))
+                offers.add_bitmaps(names, meaning.verb, self._bitmap_nodes(meaning, scopes), wanted.add)
+            case Names.SNAPSHOT:
+                node = names.root_of(_given(scopes, "device", "node"))
+                offers.add_snapshots(names, node, meaning.of, wanted.add)
+            case Names.PROPERTY:
+                for name, kind in names.properties_of(_given(scopes, "path")).items():
+                    if not kind.startswith("child<"):
+                        wanted.add(Candidate(name, kind))
+            case Names.EDGE:
+                for edge in names.graph.children(names.root_of(_given(scopes, meaning.of))):
+                    wanted.add(Candidate(edge.name, edge_text(edge, names.graph)))
             case Names.FILE:
                 wanted.files = self._knowledge.local_files
             case Names.LAYER:
-                self._add_layers(arguments, wanted)
+                self._add_layers(scopes, wanted)
             case Names.FORMAT:
                 for info in self._knowledge.schema.infos_at("blockdev-add", ("driver",), {}):
                     for value in info.values:
-                        wanted.add(Candidate(value))
-            case Names.EDGE:
-                for edge in names.graph.children(str(arguments.get(meaning.of, ""))):
-                    wanted.add(Candidate(edge.name, f"→ {edge.child or 'broken'}"))
+                        wanted.add(Candidate(value, DRIVERS.get(value, "")))
             case Names.COMMAND:
                 for name, command in self._knowledge.hmp.commands.items():
                     if name == command.name:
@@ -114,75 +90,171 @@ class NameFinder:
             case Names.INFO:
                 for name, command in self._knowledge.hmp.info.items():
                     wanted.add(Candidate(name, command.help[:60]))
-            case Names.NOTHING:
-                pass
+            case _:
+                offers.add_simple(names, meaning, wanted.add)
 
-    def add_io_commands(self, quote: str, wanted: Wanted) -> None:
-        """Add what qemu-io can be told; its command is one quoted word of the HMP line."""
-        for name, usage in _IO_COMMANDS.items():
-            text = name if quote else f'"{name}'
-            wanted.add(Candidate(text, usage, shown=name, literal=True))
+    # Nodes -----------------------------------------------------------------------------------------------------------
 
-    def _chain(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-        """The layers below the node or device that the command is about, nearest first."""
+    def _add_nodes(self, meaning: Meaning, scopes: Sequence[Mapping[str, Any]], wanted: Wanted) -> None:
+        names = self._knowledge.names
+        graph = names.graph
+        wanted.nodes = True
+        if meaning.verb == "children":
+            # Only quorum's children can be taken away and added, one by one.
+            wanted.nodes_first = {name: "" for name, node in graph.nodes.items() if node.driver == "quorum"}
+        elif meaning.verb == "delete":
+            unused = names.unused_nodes()
+            wanted.nodes_first, wanted.no_others = dict.fromkeys(unused or (), ""), unused is not None
+        elif meaning.verb in ("target", "unused"):
+            # A node of its own: not one of those that the command is about, and better one that nothing uses yet.
+            wanted.without = frozenset(self._chain(scopes, whole=True))
+            unused = names.unused_nodes()
+            wanted.nodes_first = {name: "" for name in unused or () if name not in wanted.without}
+            wanted.no_others = meaning.verb == "unused" and unused is not None
+        elif meaning.verb in ("chain", "below") and (chain := self._chain(scopes, whole=meaning.verb == "chain")):
+            wanted.nodes_first = dict.fromkeys(chain, "")
+            wanted.no_others = len(chain) < _LONGEST_CHAIN - 1
+        elif meaning.of:
+            # The child that hangs there now: leaving it is the usual choice.
+            edge = graph.child(_given(scopes, "node-name"), meaning.of)
+            if edge is not None and edge.child is not None and edge.child in graph.nodes:
+                wanted.nodes_first = {edge.child: edge_text(edge, None)}
+        else:
+            wanted.nodes_first = dict.fromkeys(self._chain(scopes), "")
+
+    def _chain(self, scopes: Sequence[Mapping[str, Any]], *, whole: bool = False) -> tuple[str, ...]:
+        """The layers below the node or device that the command is about, nearest first; with *whole* itself behind."""
         graph = self._knowledge.names.graph
-        start = str(arguments.get("device") or arguments.get("node") or "")
-        if start not in graph.nodes:
-            start = next((e.child or "" for e in graph.children(f"device:{start}")), "")
+        start = self._knowledge.names.root_of(_given(scopes, "device", "node", "parent"))
+        top, *below = tuple(self._layers(graph, start)) or ("",)
+        return (*below, top) if whole and top else tuple(below)
+
+    @staticmethod
+    def _layers(graph: GraphModel, start: str) -> dict[str, None]:
+        """*start* and what is below it, in order."""
         found: dict[str, None] = {}
         while start in graph.nodes and start not in found and len(found) < _LONGEST_CHAIN:
             found[start] = None
             below = graph.backing(start)
             start = (below.child or "") if below is not None else ""
-        return tuple(found)[1:]
+        return found
 
-    def _add_layers(self, arguments: Mapping[str, Any], wanted: Wanted) -> None:
+    def _bitmap_nodes(self, meaning: Meaning, scopes: Sequence[Mapping[str, Any]]) -> list[str] | None:
+        """The nodes whose bitmaps can be meant; None when no node is named, [] when there is none of that name."""
+        given = _given(scopes, "node", "node-name", "device")
+        if not given:
+            return None
+        names = self._knowledge.names
+        root = names.root_of(given) or given
+        return list(self._layers(names.graph, root)) or [root] if meaning.verb == "chain" else [root]
+
+    def _add_layers(self, scopes: Sequence[Mapping[str, Any]], wanted: Wanted) -> None:
         nodes = self._knowledge.names.graph.nodes
-        chain = [nodes[name] for name in self._chain(arguments)] or list(nodes.values())
+        chain: Iterable[NodeInfo] = [nodes[name] for name in self._chain(scopes)] or nodes.values()
         seen: set[str] = set()
         for node in chain:
             # The protocol node of an image has the same file name; one of the two is enough.
             if node.filename and node.filename not in seen and not node.filename.startswith("json:"):
                 seen.add(node.filename)
                 wanted.add(Candidate(node.filename, f"{node.name} {node.driver}"))
+                if len(seen) >= 10 * MOST_NODES:
+                    break
+
+    # Ranking ---------------------------------------------------------------------------------------------------------
 
     def ranked(self, wanted: Wanted, files: Iterable[FileName]) -> list[Candidate]:
         """The candidates that match what is typed, the best first."""
         found: list[tuple[int, Candidate]] = []
-        word, folded = wanted.word, _fold(wanted.word)
+        word, folded = wanted.word, matching.fold(wanted.word)
         for candidate in wanted.candidates:
-            rank = _rank(word, folded, candidate.shown or candidate.text)
+            rank = matching.rank(word, folded, candidate.shown or candidate.text)
             if rank is not None:
-                found.append((rank + (1 if candidate.last else 0), candidate))
+                found.append((rank + candidate.last, candidate))
         if wanted.nodes:
-            found += self._nodes(wanted, word, folded)
+            found += self._nodes(wanted)
+        result = [_file_candidate(file) for file in files]
+        if not found and not result and not wanted.behind:
+            found = self._loosely(wanted, folded)
         found.sort(key=lambda pair: pair[0])
-        result = [candidate for _, candidate in found]
-        result += [_file_candidate(file) for file in files]
-        return result
+        return [candidate for _, candidate in found] + result + wanted.behind
 
-    def _nodes(self, wanted: Wanted, word: str, folded: str) -> list[tuple[int, Candidate]]:
-        names = self._knowledge.names
-        first = set(wanted.nodes_first)
+    def _nodes(self, wanted: Wanted) -> list[tuple[int, Candidate]]:
+        names, word = self._knowledge.names, wanted.word
+        nodes, first = names.graph.nodes, wanted.nodes_first
+        folded = matching.fold(word)
         found = []
-        nodes = names.graph.nodes
-        for name in wanted.nodes_first:
-            if name.startswith(word):
-                found.append((-1, _node_candidate(nodes[name])))
-        for node in names.nodes_starting(word):
-            if node.name not in first:
-                # Commands are mostly about whole images: what only carries one, and #block123, come later.
-                later = node.name.startswith("#") or _only_carries(names.graph, node.name)
-                found.append((1 if later else 0, _node_candidate(node)))
-                if len(found) >= 500:
-                    return found
-        if len(word) >= 2:
-            for name in names.node_names:
-                if folded in _fold(name) and not name.startswith(word):
-                    found.append((4, _node_candidate(nodes[name])))
-                    if len(found) >= 500:
-                        break
+        for name, note in first.items():
+            rank = matching.rank(word, folded, name)
+            if rank is not None and name in nodes:
+                found.append((rank - 1, _node_candidate(nodes[name], note)))
+                if len(found) >= MOST_NODES:
+                    break
+        if wanted.no_others:
+            return found
+        for name in names.index.starting(word, MOST_NODES):
+            if name not in first and name not in wanted.without:
+                later, candidate = self._offer(names.graph, name)
+                found.append((int(later), candidate))
+        if len(found) < MOST_NODES:
+            for rank, name in names.index.matching(word, MOST_NODES):
+                if name not in first and name not in wanted.without:
+                    found.append((rank, self._offer(names.graph, name)[1]))
         return found
+
+    def _offer(self, graph: GraphModel, name: str) -> tuple[bool, Candidate]:
+        """A node's candidate, and whether it comes later than others: commands are mostly about whole images, less
+        about what only carries one, and #block123."""
+        if graph is not self._graph:
+            self._graph, self._known = graph, {}
+        known = self._known.get(name)
+        if known is None:
+            later = name.startswith("#") or _only_carries(graph, name)
+            known = self._known[name] = (later, _node_candidate(graph.nodes[name]))
+        return known
+
+    def _loosely(self, wanted: Wanted, folded: str) -> list[tuple[int, Candidate]]:
+        found: list[tuple[int, Candidate]] = []
+        for candidate in wanted.candidates:
+            rank = matching.loosely(folded, candidate.shown or candidate.text)
+            if rank is not None:
+                found.append((rank, candidate))
+        nodes = self._knowledge.names.graph.nodes
+        for name in wanted.nodes_first if wanted.no_others else ():
+            if name in nodes and (rank := matching.loosely(folded, name)) is not None:
+                found.append((rank, _node_candidate(nodes[name])))
+        if wanted.nodes and not wanted.no_others:
+            names = self._knowledge.names
+            found += [(rank, _node_candidate(nodes[name])) for rank, name in names.index.loose(wanted.word, MOST_NODES)]
+        return found
+
+
+def scopes_of(arguments: Mapping[str, Any], path: Sequence[str | int]) -> list[Mapping[str, Any]]:
+    """The objects around the place at *path* inside *arguments*, the innermost first."""
+    found: list[Mapping[str, Any]] = []
+    for depth in range(len(path)):
+        value = value_at(arguments, path[:depth])
+        if isinstance(value, Mapping):
+            found.insert(0, value)
+    return found or [arguments]
+
+
+def _given(scopes: Sequence[Mapping[str, Any]], *names: str) -> str:
+    """What is given for one of *names*, in the nearest object that has one."""
+    for scope in scopes:
+        for name in names:
+            if isinstance(scope.get(name), str) and scope[name]:
+                return str(scope[name])
+    return ""
+
+
+def edge_text(edge: EdgeInfo, graph: GraphModel | None) -> str:
+    """An edge in a few words: the roles of the child, and with *graph* the child itself."""
+    text = ", ".join(edge.roles)
+    if graph is None:
+        return f"now {edge.name} ({text})" if text else f"now {edge.name}"
+    child = graph.nodes.get(edge.child or "")
+    what = f"{child.name} {child.driver} {size_short(child.size)}" if child is not None else edge.child or "broken"
+    return f"{text} → {what}" if text else f"→ {what}"
 
 
 def _only_carries(graph: GraphModel, node: str) -> bool:
@@ -191,29 +263,11 @@ def _only_carries(graph: GraphModel, node: str) -> bool:
     return bool(names) and all(name == "file" for name in names)
 
 
-def _fold(text: str) -> str:
-    return text.replace("_", "-").lower()
-
-
-def _rank(word: str, folded: str, text: str) -> int | None:
-    """How well *text* matches what is typed, 0 best; None not at all. HMP's _ and QMP's - count as the same."""
-    if text.startswith(word):
-        return 0
-    other = _fold(text)
-    if other.startswith(folded):
-        return 2
-    return 4 if len(word) >= 2 and folded in other else None
-
-
-def _takes(verb: str, status: str) -> bool:
-    return verb in VERBS.get(status, ())
-
-
-def _node_candidate(node: NodeInfo) -> Candidate:
-    parts = [node.driver or "?", size_short(node.size), "ro" if node.read_only else "rw"]
+def _node_candidate(node: NodeInfo, note: str = "") -> Candidate:
+    parts = [note, node.driver or "?", size_short(node.size), "ro" if node.read_only else "rw"]
     if node.filename and not node.filename.startswith("json:"):
         parts.append(safe_text(basename(node.filename)))
-    return Candidate(node.name, " ".join(parts))
+    return Candidate(node.name, " ".join(filter(None, parts)))
 
 
 def _file_candidate(file: FileName) -> Candidate:

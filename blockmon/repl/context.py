@@ -24,6 +24,8 @@ _TOKEN = re.compile(
     |(?P<open>[{\[])|(?P<close>[}\]])|(?P<colon>:)|(?P<comma>,)|(?P<bare>[^\s{}\[\]:,"']+)""",
     re.VERBOSE,
 )
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_AFTER_STRING = re.compile(r"\s*[,:}\]]")
 _BARE_VALUES = {"true": True, "false": False, "null": None}
 
 
@@ -34,6 +36,10 @@ class Kind(enum.Enum):
     COMMAND = "command"
     KEY = "key"
     VALUE = "value"
+    NEXT = "next"
+    """Behind a whole JSON value, inside an object or a list."""
+    COLON = "colon"
+    """Behind a key of JSON."""
     HMP = "hmp"
 
 
@@ -45,6 +51,8 @@ class Spot:
     `path` leads from the command's arguments to the object whose key, or to the value which, is being typed.
     `arguments` are those given elsewhere in the text; `words` those of an HMP line before the cursor.
     `quote` is the quotation mark in front of `word`, `closed` tells that what follows is already behind it.
+    `levels` are the paths of the JSON objects and lists around the cursor, the innermost last, each with the bracket
+    that closes it; `behind` is the character that follows, blanks left out.
     `raw_message` marks a key of the QMP message itself (execute, arguments, id); `json` tells that what is typed is
     JSON, be it the whole message or one value of a qmp-shell line.
     """
@@ -61,6 +69,14 @@ class Spot:
     closed: bool = False
     raw_message: bool = False
     json: bool = False
+    levels: tuple[tuple[tuple[str | int, ...], str], ...] = ()
+    behind: str = ""
+    apart: bool = False
+    """Whether a blank follows the cursor."""
+    gap: str = ""
+    """Of kind NEXT: the blanks between the value and the cursor, which `start` is in front of."""
+    whole: bool = False
+    """Whether `word` is a number, true, false or null already, so that it may end here."""
 
 
 def spot_at(text: str, cursor: int, commands: Collection[str]) -> Spot:
@@ -91,7 +107,7 @@ def spot_at(text: str, cursor: int, commands: Collection[str]) -> Spot:
     if cursor <= first.end():
         return Spot(form, Kind.COMMAND, text[start:cursor], start)
     # A name that HMP and QMP share is an HMP line only once its second word is no key=value.
-    second = first[0] in commands and re.compile(r"\s+\S*").fullmatch(text, first.end(), cursor) is not None
+    second = first[0] in commands and re.compile(r"\s+[\w.-]*").fullmatch(text, first.end(), cursor) is not None
     if form is Form.SHELL or second:
         return _shell_spot(text, first.end(), end, cursor, first[0])
     return _hmp_spot(text, start, cursor, first[0])
@@ -174,6 +190,7 @@ def _in_value(text: str, start: int, end: int, cursor: int, key: str) -> dict[st
             return None
         inner = dict(scan.spot)
         inner["path"] = path + inner["path"]
+        inner["levels"] = tuple((path + steps, bracket) for steps, bracket in inner.get("levels", ()))
         return inner
     quote = opening if opening in ('"', "'") and cursor > start else ""
     if quote and cursor == end and end - start > 1 and text[end - 1] == quote:
@@ -231,8 +248,13 @@ def _json_spot(text: str, start: int, end: int, cursor: int) -> Spot:
     arguments = arguments if isinstance(arguments, dict) else {}
     path = spot.pop("path")
     kind = spot.pop("kind")
-    if path == () and kind is Kind.KEY:
+    # Of the message itself only what is around the arguments has no path among them.
+    levels = [(steps[1:], bracket) for steps, bracket in spot.pop("levels", ())[1:] if steps[:1] == ("arguments",)]
+    spot["levels"] = tuple(levels)
+    if path == () and kind in (Kind.KEY, Kind.NEXT):
         return Spot(Form.JSON, kind, command=command, arguments=message, raw_message=True, **spot)
+    if kind is Kind.COLON:
+        return Spot(Form.JSON, kind, command=command, arguments=arguments, path=path[1:], **spot)
     if path in (("execute",), ("exec-oob",)) and kind is Kind.VALUE:
         return Spot(Form.JSON, Kind.COMMAND, arguments=arguments, **spot)
     if path[:1] != ("arguments",):
@@ -253,17 +275,26 @@ class _JSONScan:
         self.complete = False
         # A frame is [container, path, state, pending key]; state is key, colon, value or comma.
         self._frames: list[list[Any]] = []
+        self._text, self._limit = text, end
+        self._last = start
+        """Where the last token ended."""
         position = start
         while position < end:
             match = _TOKEN.search(text, position, end)
             if match is None:
                 break
+            stop = match.end()
             if match.start() >= cursor >= 0 and self.spot is None and match.start() > start:
                 self.spot = self._place("", cursor, "", False)
-            if match.start() < cursor <= match.end() and self.spot is None:
+            if match.start() < cursor <= stop and self.spot is None:
+                if match["string"] is not None and cursor < stop and _AFTER_STRING.match(text, cursor, stop):
+                    # What follows is no part of the string: its closing quote is missing.
+                    match = _TOKEN.match(text, match.start(), cursor) or match
+                    stop = match.end()
                 self._inside(text, match, cursor)
-            position = match.end()
+            position = stop
             self._take(match)
+            self._last = position
             if not self._frames:
                 self.end, self.complete = position, True
                 return
@@ -271,27 +302,40 @@ class _JSONScan:
             self.spot = self._place("", cursor, "", False)
 
     def _inside(self, text: str, match: re.Match[str], cursor: int) -> None:
-        group = match.lastgroup
         if match["string"] is not None:
             closed = match["closed"] is not None or match["closed1"] is not None
-            if closed and cursor == match.end():
-                self.spot = {"kind": Kind.NOTHING, "path": ()}
-                return
-            self.spot = self._place(text[match.start() + 1 : cursor], match.start() + 1, match[0][0], closed)
-        elif group == "bare":
+            if not (closed and cursor == match.end()):
+                self.spot = self._place(text[match.start() + 1 : cursor], match.start() + 1, match[0][0], closed)
+        elif match.lastgroup == "bare":
             self.spot = self._place(text[match.start() : cursor], match.start(), "", False)
+            if self.spot["kind"] is Kind.VALUE and cursor == match.end():
+                self.spot["whole"] = match[0] in _BARE_VALUES or _NUMBER.fullmatch(match[0]) is not None
 
     def _place(self, word: str, start: int, quote: str, closed: bool) -> dict[str, Any]:
-        nothing: dict[str, Any] = {"kind": Kind.NOTHING, "path": ()}
         if not self._frames:
-            return nothing
+            return {"kind": Kind.NOTHING, "path": ()}
         _, path, state, pending = self._frames[-1]
-        common = {"word": word, "start": start, "quote": quote, "closed": closed, "json": True}
+        behind = start + len(word) + closed
+        common = {
+            "word": word,
+            "start": start,
+            "quote": quote,
+            "closed": closed,
+            "json": True,
+            "levels": tuple((frame[1], "}" if isinstance(frame[0], dict) else "]") for frame in self._frames),
+            "behind": self._text[behind : self._limit].lstrip()[:1],
+            "apart": self._text[behind : behind + 1].isspace(),
+        }
         if state == "key":
             return {"kind": Kind.KEY, "path": path, **common}
         if state == "value":
             return {"kind": Kind.VALUE, "path": (*path, pending), **common}
-        return nothing
+        if common["behind"] == ("," if state == "comma" else ":") and not word:
+            return {"kind": Kind.NOTHING, "path": ()}
+        # The comma or colon goes where the last token ended, and the blanks behind it are written anew.
+        common["gap"] = self._text[self._last : start - len(quote)]
+        common["start"] = self._last
+        return {"kind": Kind.NEXT if state == "comma" else Kind.COLON, "path": path, **common}
 
     def _take(self, match: re.Match[str]) -> None:
         if match["open"]:

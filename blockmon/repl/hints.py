@@ -12,10 +12,15 @@ from blockmon.lang import Form
 from blockmon.model.schema import value_at
 from blockmon.repl.context import Kind, Spot, spot_at
 from blockmon.repl.describe import marks, takes
+from blockmon.repl.docs import member_doc
+from blockmon.repl.hmp_complete import io_usage
 from blockmon.repl.hmp_help import HMPCommand
 from blockmon.repl.knowledge import Knowledge
 
 HINT, CURRENT, GIVEN, COMMAND = "class:hint", "class:hint.current", "class:hint.given", "class:hint.command"
+REQUIRED = "class:hint.required bold"
+
+_INSIDE = (Kind.KEY, Kind.VALUE, Kind.NEXT, Kind.COLON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,8 @@ class Part:
 
     text: str
     style: str = HINT
+    about: bool = False
+    """What the argument in front of it is for: the two are shown together."""
 
 
 def hint_for(text: str, cursor: int, knowledge: Knowledge, width: int) -> StyleAndTextTuples:
@@ -38,7 +45,9 @@ def _parts(spot: Spot, knowledge: Knowledge) -> tuple[list[Part], int]:
         return _command_parts(spot, knowledge)
     if spot.kind is Kind.HMP:
         return _hmp_parts(spot, knowledge)
-    if spot.kind in (Kind.KEY, Kind.VALUE) and spot.command in knowledge.schema.commands:
+    if spot.raw_message and spot.command in knowledge.schema.commands:
+        return _argument_parts(Spot(Form.JSON, Kind.KEY, command=spot.command), knowledge)
+    if spot.kind in _INSIDE and spot.command in knowledge.schema.commands:
         return _argument_parts(spot, knowledge)
     if spot.form is Form.JSON and spot.raw_message:
         return [Part('{"execute": COMMAND, "arguments": {…}}')], 0
@@ -69,19 +78,29 @@ def _argument_parts(spot: Spot, knowledge: Knowledge) -> tuple[list[Part], int]:
     given = value_at(spot.arguments, inside)
     given = given if isinstance(given, Mapping) else {}
     members = schema.members_at(spot.command, inside, spot.arguments)
+    siblings = {info.name for info in members}
     current = 0
     typed = spot.word if spot.kind is Kind.KEY else ""
     for info in members:
         here = info.name == wanted or (bool(typed) and info.name == typed)
-        kind = takes(spot.command, (*inside, info.name), info, spot.arguments, 60 if here else 28)
+        kind = takes(spot.command, (*inside, info.name), info, spot.arguments, 60) if here else ""
         warned = marks(info.features)
         note = f" ({', '.join(warned)})" if warned and here else ""
         text = f"{info.name}: {kind}{note}" if here else info.name
         text = f"[{text}]" if info.optional else text
-        style = CURRENT if here else GIVEN if info.name in given else HINT
+        style = CURRENT if here else GIVEN if info.name in given else HINT if info.optional else REQUIRED
         if here:
             current = len(parts)
         parts.append(Part(text, style))
+        if here and spot.kind is Kind.VALUE and (about := member_doc(spot.command, info.name, siblings)):
+            parts.append(Part(f"— {about}", about=True))
+    if wanted.isdecimal() and not members:
+        # An item of a list: what the list holds.
+        whole = next((i for i in schema.infos_at(spot.command, inside, spot.arguments) if i.kind == "array"), None)
+        if whole is not None and whole.element is not None:
+            kind = takes(spot.command, spot.path, whole.element, spot.arguments, 60)
+            current = len(parts)
+            parts.append(Part(f"{wanted}: {kind}", CURRENT))
     if not members and not inside:
         parts.append(Part("takes no arguments"))
     return parts, current
@@ -94,6 +113,10 @@ def _hmp_parts(spot: Spot, knowledge: Knowledge) -> tuple[list[Part], int]:
     flags = {flag.name for flag in command.flags}
     position = sum(word not in flags for word in given)
     shown = " ".join(spot.words[: len(spot.words) - len(given)])
+    usage = io_usage(spot.word) if command.name == "qemu-io" and spot.quote else ""
+    if usage:
+        name = spot.word.split(maxsplit=1)[0]
+        return [Part(f"{shown} › {name}", COMMAND), Part(usage, CURRENT)], 1
     return _usage(command, shown, position)
 
 
@@ -118,8 +141,9 @@ def _fitted(parts: Sequence[Part], current: int, width: int) -> StyleAndTextTupl
         return []
     sizes = [get_cwidth(part.text) + 1 for part in parts]
     first = 1
+    last = current + (current + 1 < len(parts) and parts[current + 1].about)
     # Drop what is in front of the current part until it shows, with a sign that something is left out.
-    while first < current and sizes[0] + 2 * (first > 1) + sum(sizes[first : current + 1]) > width:
+    while first < current and sizes[0] + 2 * (first > 1) + sum(sizes[first : last + 1]) > width:
         first += 1
     fragments: StyleAndTextTuples = []
     room = width

@@ -11,6 +11,14 @@ _NEW_ENTRY = re.compile(r"[\w?][\w?|-]*(?: [^\n]*)?")
 _PIECE = re.compile(r"\[|\]|\"[^\"]*\"|[^\s\[\]\"]+")
 
 
+# Where the help shows an option string's parts, its words are no arguments.
+_ARGUMENTS = {
+    "drive_add": "[-n] address file=F,if=T,…",
+    "device_add": "driver,prop=value,…",
+    "object_add": "type,id=ID,prop=value,…",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class HMPArgument:
     """One argument as the help writes it: a flag (``-n``) or a word, which may be `choices` (``on|off``)."""
@@ -19,6 +27,8 @@ class HMPArgument:
     optional: bool = False
     flag: bool = False
     choices: tuple[str, ...] = ()
+    options: bool = False
+    """Whether it is an option string, ``key=value,key=value``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +99,12 @@ def _entry(text: str) -> Iterator[HMPCommand]:
     first, *aliases = match["names"].split("|")
     # Some commands repeat their own name in front of their arguments.
     usage = " ".join([*(match["arguments"] or "").split(), ""]).removeprefix(f"{first} ").strip()
-    yield HMPCommand(first, tuple(aliases), usage, " ".join(match["help"].split()), tuple(_arguments(usage)))
+    yield HMPCommand(first, tuple(aliases), usage, " ".join(match["help"].split()), tuple(_arguments(first, usage)))
 
 
-def _arguments(usage: str) -> Iterator[HMPArgument]:
+def _arguments(command: str, usage: str) -> Iterator[HMPArgument]:
     depth = 0
-    for piece in _PIECE.findall(usage):
+    for piece in _PIECE.findall(_ARGUMENTS.get(command, usage)):
         if piece == "[":
             depth += 1
         elif piece == "]":
@@ -104,6 +114,9 @@ def _arguments(usage: str) -> Iterator[HMPArgument]:
                 yield HMPArgument(flag, True, flag=True)
         elif piece != "|":
             name = piece.strip('"[]')
+            if name.endswith(",…"):
+                yield HMPArgument(name, depth > 0, options=True)
+                continue
             choices = tuple(word for word in name.split("|") if word)
             if choices:
                 yield HMPArgument(name, depth > 0, choices=choices if len(choices) > 1 else ())

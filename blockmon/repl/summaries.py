@@ -1,4 +1,7 @@
-"""What QMP's block commands do, in a few words each, for the menu. A server's introspection holds no text."""
+"""What QMP's block commands do and what drivers and object types are, in a few words each, for the menu.
+
+A server's introspection holds no text.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ SUMMARIES = {
     "block-latency-histogram-set": "count requests by their latency",
     "block-set-write-threshold": "tell when a write goes beyond an offset",
     "block-stream": "copy data up from below, to drop layers",
+    "block_passwd": "give a key; does nothing any more",
     "block_resize": "change the length of an image",
     "block_set_io_throttle": "limit a device's I/O",
     "blockdev-add": "open a node",
@@ -76,6 +80,7 @@ SUMMARIES = {
     "query-chardev": "character devices",
     "query-chardev-backends": "kinds of character devices",
     "query-commands": "the commands there are",
+    "query-iothreads": "threads that do I/O",
     "query-jobs": "jobs with status and progress",
     "query-named-block-nodes": "nodes with their images",
     "query-qmp-schema": "commands, events and types in full",
@@ -85,17 +90,103 @@ SUMMARIES = {
     "ringbuf-read": "read from a ring buffer",
     "ringbuf-write": "write to a ring buffer",
     "stop": "stop the guests",
+    "snapshot-delete": "delete a machine's snapshot, as a job",
+    "snapshot-load": "load a machine's snapshot, as a job",
+    "snapshot-save": "save a machine's snapshot, as a job",
     "system_reset": "reset the machine",
     "transaction": "several actions, all or none",
     "x-blockdev-amend": "change a format's options, as a job",
     "x-blockdev-change": "add or remove a child of a node",
+    "x-blockdev-reopen": "change a node's options; for older clients",
     "x-blockdev-set-iothread": "move a node to an I/O thread",
     "x-blockmon-guest-add": "let a simulated guest do I/O",
     "x-blockmon-guest-del": "stop a simulated guest",
     "x-blockmon-guest-request": "do one request as the guest of a device",
     "x-blockmon-guest-tray": "lock or move a tray as its guest does",
     "x-blockmon-open": "open an image with its whole chain",
+    "x-blockmon-query-node-options": "the options of a node",
     "x-blockmon-query-graph": "the whole block graph",
     "x-debug-block-dirty-bitmap-sha256": "a checksum of a dirty bitmap",
     "x-debug-query-block-graph": "nodes, edges and permissions",
 }
+
+ACTIONS = {"abort": "fail, and undo the other actions"}
+"""Actions of a transaction that are no commands."""
+
+DRIVERS = {
+    "blkdebug": "filter: injects errors by rules",
+    "blklogwrites": "filter: logs writes to another node",
+    "blkreplay": "filter: for record and replay of machines",
+    "blkverify": "filter: compares a node with a raw copy",
+    "bochs": "format: Bochs growing disks, read-only",
+    "cloop": "format: compressed loop images, read-only",
+    "compress": "filter: makes writes compressed",
+    "copy-before-write": "filter: saves what writes overwrite, for a backup",
+    "copy-on-read": "filter: copies what is read up from the backing file",
+    "dmg": "format: Apple disk images, read-only",
+    "file": "protocol: a regular file",
+    "ftp": "protocol: a file by FTP, read-only",
+    "ftps": "protocol: a file by FTPS, read-only",
+    "host_cdrom": "protocol: a CD drive of the host",
+    "host_device": "protocol: a block device of the host",
+    "http": "protocol: a file by HTTP, read-only",
+    "https": "protocol: a file by HTTPS, read-only",
+    "iscsi": "protocol: a LUN by iSCSI",
+    "luks": "format: an encrypted volume",
+    "nbd": "protocol: an export of an NBD server",
+    "nfs": "protocol: a file by NFS",
+    "null-aio": "protocol: no data, for tests; asynchronous",
+    "null-co": "protocol: no data, for tests",
+    "nvme": "protocol: an NVMe controller of the host",
+    "parallels": "format: Parallels images",
+    "preallocate": "filter: takes space ahead of writes",
+    "qcow": "format: QEMU's first one, superseded by qcow2",
+    "qcow2": "format: QEMU's own, with snapshots and backing files",
+    "qed": "format: superseded by qcow2",
+    "quorum": "filter: several copies that vote",
+    "raw": "format: plain bytes, or a window of them",
+    "rbd": "protocol: an image of Ceph",
+    "replication": "filter: for fault-tolerant machines",
+    "snapshot-access": "filter: what a copy-before-write filter has saved",
+    "ssh": "protocol: a file by ssh",
+    "throttle": "filter: limits I/O together with its group",
+    "vdi": "format: VirtualBox images",
+    "vhdx": "format: Hyper-V images",
+    "virtio-blk-vhost-user": "protocol: a virtio-blk device of another process",
+    "vmdk": "format: VMware images",
+    "vpc": "format: Virtual PC images (VHD)",
+    "vvfat": "protocol: a directory shown as a FAT disk",
+}
+
+OBJECTS = {
+    "authz-list": "lets in who is on a list",
+    "authz-list-file": "lets in who is on a list in a file",
+    "authz-listfile": "lets in who is on a list in a file",
+    "authz-pam": "lets in whom PAM does",
+    "authz-simple": "lets in one identity",
+    "iothread": "a thread that does I/O",
+    "main-loop": "the main loop's settings",
+    "pr-manager-helper": "passes on persistent reservations",
+    "secret": "a password or key, given here or in a file",
+    "secret_keyring": "a key from the kernel's keyring",
+    "throttle-group": "limits that several throttle filters share",
+    "tls-cipher-suites": "which TLS ciphers are offered",
+    "tls-creds-anon": "TLS without certificates",
+    "tls-creds-psk": "TLS by a shared key",
+    "tls-creds-x509": "TLS by certificates",
+}
+
+MODELS = {
+    "floppy": "floppy drive",
+    "ide-cd": "IDE CD drive",
+    "ide-hd": "IDE disk",
+    "nvme": "NVMe controller",
+    "scsi-cd": "SCSI CD drive",
+    "scsi-hd": "SCSI disk",
+    "usb-storage": "USB disk",
+    "virtio-blk": "virtio disk",
+    "virtio-blk-pci": "virtio disk",
+    "virtio-scsi": "virtio SCSI controller",
+    "virtio-scsi-pci": "virtio SCSI controller",
+}
+"""Device models for disks; the first choice where a server does not list its own."""

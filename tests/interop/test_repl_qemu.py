@@ -29,12 +29,14 @@ class DaemonBackend:
         self._daemon = daemon
         self._callbacks: list[Callable[[Sequence[Event]], None]] = []
         self._told = 0
+        self._turn = asyncio.Lock()
 
     async def start(self) -> None:
         """It runs."""
 
     async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        reply = await asyncio.to_thread(self._daemon.ask, command, dict(arguments or {}))
+        async with self._turn:
+            reply = await asyncio.to_thread(self._daemon.ask, command, dict(arguments or {}))
         self.tell()
         if "error" in reply:
             raise CommandError(reply["error"]["class"], reply["error"]["desc"])
@@ -101,9 +103,62 @@ async def test_a_chain_is_opened_and_completed_from(
         assert len(nodes) == 4
         prompt.text()
         assert not await session.submit("blockdev-del node-name=nope")
-        assert prompt.text() == "GenericError: Failed to find node with node-name='nope'\n"
+        assert prompt.text().startswith("GenericError: Failed to find node with node-name='nope'\n")
         assert not await session.submit("info block")
         assert "no human monitor" in prompt.text()
+
+
+async def test_what_is_legal_on_a_real_daemon_is_offered(
+    images: QemuImages, start_qsd: Callable[..., StorageDaemon], tmp_path: Path
+) -> None:
+    base = images.create(tmp_path / "base.qcow2", "1M")
+    top = images.create(tmp_path / "top.qcow2", backing=base)
+    await asyncio.to_thread(subprocess.run, ["qemu-img", "snapshot", "-c", "before", str(base)], check=True, timeout=30)
+    daemon = start_qsd(
+        *("--object", "throttle-group,id=tg"),
+        *("--object", "iothread,id=io"),
+        *("--blockdev", f"qcow2,node-name=base,file.driver=file,file.filename={base},read-only=on"),
+        *(
+            "--blockdev",
+            f"qcow2,node-name=top,backing=base,file.driver=file,file.filename={top},file.node-name=top-file",
+        ),
+        *("--blockdev", "null-co,node-name=free,size=1048576"),
+    )
+    async with prompt_on(daemon) as prompt:
+        session = prompt.session
+        for command in (
+            "block-dirty-bitmap-add node=top name=b0",
+            "block-dirty-bitmap-add node=top name=b1 disabled=on",
+            "block-dirty-bitmap-add node=free name=elsewhere",
+            "blockdev-mirror job-id=copy device=free target=top sync=none",
+            "blockdev-create job-id=made options={'driver':'file','filename':'%s','size':512}" % (tmp_path / "new"),
+        ):
+            await session.submit(command)
+        await asyncio.to_thread(daemon.wait_event, "JOB_STATUS_CHANGE", id="made", status="concluded")
+        prompt.backend.tell()
+        prompt.offers("block-dirty-bitmap-clear node=top name=")  # what is in images is asked for when it is wanted
+        session.knowledge.names.touch()
+        await session.knowledge.names.refresh()
+
+        def names(text: str) -> list[str]:
+            return [name for name, _ in prompt.offers(text)]
+
+        assert sorted(names("block-dirty-bitmap-clear node=top name=")) == ["b0", "b1"]
+        assert names("block-dirty-bitmap-enable node=top name=") == ["b1"]
+        assert names("block-dirty-bitmap-disable node=top name=") == ["b0"]
+        assert names("block-dirty-bitmap-merge node=top target=b0 bitmaps.0.node=free bitmaps.0.name=") == ["elsewhere"]
+        assert names("blockdev-snapshot-delete-internal-sync device=base name=") == ["before"]
+        assert names("block-commit device=top base-node=") == ["base"]
+        assert names("x-blockdev-change parent=top child=") == ["file", "backing"]
+        reopen = "blockdev-reopen options.0.node-name=top options.0.driver="
+        assert names(reopen) == ["qcow2"]
+        backing = prompt.offers(reopen + "qcow2 options.0.backing=")
+        assert backing[0][0] == "base"
+        assert backing[0][1].startswith("now backing (cow) qcow2 1M")
+        assert names("blockdev-add driver=throttle throttle-group=") == ["tg"]
+        assert names("block-export-add type=nbd id=x node-name=top iothread=") == ["io"]
+        assert names("job-dismiss id=") == ["made"]
+        assert dict(prompt.offers("blockdev-backup on-source-error="))["stop"] == "pause the job, until it is resumed"
 
 
 async def test_asking_for_names_does_not_crash_qemu_while_a_stream_job_waits_to_be_dismissed(

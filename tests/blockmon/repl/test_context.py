@@ -106,7 +106,6 @@ def test_json_message_itself() -> None:
     [
         '{"execute": "quit"}|',
         '{"execute"|: "quit"}',
-        '{"execute": "quit"|}',
         "# a comment |",
         'block-stream device="x"|',
         'blockdev-add file={"a": 1}|',

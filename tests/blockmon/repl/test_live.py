@@ -112,5 +112,5 @@ async def test_refreshing_goes_on_in_the_background(server: Server) -> None:
     names = LiveNames(server, (await knowledge_of(server)).schema, changed.set)
     names.touch("graph")
     await asyncio.wait_for(changed.wait(), 5)
-    assert names.nodes_starting("over") == [names.graph.nodes["overlay1"], names.graph.nodes["overlay2"]]
+    assert names.index.starting("over", 10) == ["overlay1", "overlay2"]
     await names.close()

@@ -140,6 +140,37 @@ async def test_hints_follow_into_nested_arguments(knowledge: Knowledge) -> None:
     assert "*filename: file name*" in shown
 
 
+async def test_hints_say_what_the_value_is_for(knowledge: Knowledge) -> None:
+    shown = hint("block-stream device=x speed=", knowledge)
+    assert "*[speed: size]* — bytes per second, 0 for no limit [on-error]" in shown
+    assert hint("block-stream device=x speed=", knowledge, 80).startswith("block-stream … ")
+    assert "*[speed: size]* — bytes per second, 0 for no limit" in hint("block-stream device=x speed=", knowledge, 80)
+    assert "—" not in hint("block-stream device=x ", knowledge)
+
+
+async def test_hints_for_items_of_lists(knowledge: Knowledge) -> None:
+    shown = hint("block-dirty-bitmap-merge node=a target=b bitmaps.0=", knowledge)
+    assert shown == "block-dirty-bitmap-merge › bitmaps *0: bitmap or {…}*"
+
+
+async def test_hints_behind_a_value_of_json(knowledge: Knowledge) -> None:
+    text = '{"execute": "block-stream", "arguments": {"device": "a"'
+    assert hint(text, knowledge).startswith("block-stream device [job-id]")
+    assert hint('{"execute": "query-jobs", ', knowledge) == "query-jobs takes no arguments"
+
+
+async def test_hints_inside_qemu_ios_command(knowledge: Knowledge) -> None:
+    assert hint('qemu-io base "discard 0 ', knowledge) == "qemu-io › discard *[-C] [-q] offset length*"
+    assert hint("block_job_cancel ", knowledge, 60).startswith("block_job_cancel [-f] *device* — stop a job")
+    assert hint('qemu-io base "disc', knowledge).startswith("qemu-io [-d] [device] *command*")
+
+
+async def test_hints_mark_what_is_required_and_not_given(knowledge: Knowledge) -> None:
+    text = "blockdev-mirror device=a "
+    marked = [f[1].strip() for f in hint_for(text, len(text), knowledge, 200) if "required" in f[0]]
+    assert marked == ["target", "sync"]
+
+
 async def test_hints_for_hmp(knowledge: Knowledge) -> None:
     assert hint("block_stream a ", knowledge) == "block_stream device *[speed]* [base] — copy a backing file's data up"
     assert hint("info block -n ", knowledge).startswith("info block [-n] [-v] *[device]* —")
