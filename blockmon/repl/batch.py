@@ -7,14 +7,15 @@ import codecs
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import TextIO
 
 from blockmon.backend import Backend, CommandError
-from blockmon.lang import Empty, Incomplete, ParsedHMP, ParsedQMP, ParseError, parse_input
-from blockmon.model.schema import Schema
-from blockmon.repl.printers import format_error, iter_answer, plain
-from blockmon.repl.session import no_human_monitor
+from blockmon.lang import ParseError, hmp
+from blockmon.repl.host import Host
+from blockmon.repl.printers import Fragments, format_error, format_hint, plain
+from blockmon.repl.session import ReplSession
+from blockmon.repl.settings import Settings
 
 WIDTH = 100
 
@@ -51,75 +52,91 @@ async def read_lines(descriptor: int) -> AsyncIterator[str]:
         yield rest
 
 
+class _Pipe(Host):
+    """Answers on *out*, errors on *err* with the number of the line that `place` has at that moment."""
+
+    def __init__(self, out: TextIO, err: TextIO) -> None:
+        self._out = out
+        self._err = err
+        self.place: object = 1
+
+    def emit(self, fragments: Fragments, *, answer: bool = False) -> None:
+        """Write at once."""
+        self._out.write(plain(fragments))
+
+    def fail(self, cls: str, desc: str, hints: Iterable[str] = ()) -> None:
+        """Write to the error output."""
+        self._out.flush()
+        self._err.write(f"blockmon: line {self.place}: {plain(format_error(cls, desc))}")
+        for hint in hints:
+            self._err.write(plain(format_hint(hint)))
+        self._err.flush()
+
+    def fail_hmp(self, line: str, answer: str, hints: Iterable[str] = ()) -> None:
+        """As an error of the class HMP."""
+        self.fail("HMP", hmp.failure(line, answer) or answer.strip(), hints)
+
+    def flush(self) -> None:
+        """Let the reader have what is written."""
+        self._out.flush()
+
+
 async def run_lines(
-    backend: Backend, source: AsyncIterator[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr
+    backend: Backend,
+    source: AsyncIterator[str],
+    out: TextIO = sys.stdout,
+    err: TextIO = sys.stderr,
+    settings: Settings | None = None,
 ) -> int:
     """Run the commands in the lines of *source* one after another, up to its end or a `quit`.
 
-    Returns 1 when one of them failed, else 0.
+    Returns 1 when one of them failed, else 0. Answers are JSON, for a program to read, unless `\\json off` says other.
     Unlike in a command file (`blockmon run`) an error does not end it, as at the prompt.
     """
+    settings = settings if settings is not None else Settings()
+    for name, value in (("json", "on"), ("timing", "off"), ("events", "off")):
+        settings.set(name, value)
+    host = _Pipe(out, err)
+    session = ReplSession(backend, width=lambda: WIDTH, settings=settings)
+    session.host = host
+    session.sink = host.emit
     try:
-        schema = Schema(await backend.execute("query-qmp-schema"))
+        await session.learn_commands()
     except CommandError:
-        schema = Schema([])
+        pass  # a server that does not tell its commands may have them all the same
+    session.listen()
+    try:
+        return await _run(session, host, source)
+    finally:
+        await session.close()
+
+
+async def _run(session: ReplSession, host: _Pipe, source: AsyncIterator[str]) -> int:
     failed = False
     text, first, number = "", 1, 0
-
-    def complain(place: object, cls: str, desc: str) -> None:
-        nonlocal failed
-        failed = True
-        out.flush()
-        err.write(f"blockmon: line {place}: {plain(format_error(cls, desc))}")
-        err.flush()
-
     async for line in source:
         number += 1
         if not text:
             first = number
         text += line
+        host.place = first
         try:
-            parsed = parse_input(text.removesuffix("\n"), schema.commands, schema.arguments_of)
+            statements = session.read(text.removesuffix("\n"))
         except ParseError as error:
-            complain(f"{first + error.line - 1}, column {error.column}", "Syntax", error.message)
+            host.place = f"{first + error.line - 1}, column {error.column}"
+            host.fail("Syntax", error.message)
+            failed = True
             text = ""
             continue
-        if isinstance(parsed, Incomplete):
+        if statements is None:
             continue
         text = ""
-        if isinstance(parsed, Empty):
-            continue
-        try:
-            if isinstance(parsed, ParsedHMP) and schema.commands and not schema.knows_hmp:
-                raise no_human_monitor(parsed.line.split(maxsplit=1)[0])
-            answer = await _execute(backend, parsed)
-        except CommandError as error:
-            complain(first, error.cls, error.desc)
-            continue
-        if isinstance(answer, str) and answer.startswith(("Error:", "unknown command:")):
-            complain(first, "HMP", answer.removeprefix("Error:").strip())
-            continue
-        for _, piece in iter_answer(answer, WIDTH):
-            out.write(piece)
-        out.flush()
-        if _leaves(parsed):
-            return int(failed)
+        for statement in statements:
+            failed = not await session.runner.run(statement) or failed
+            host.flush()
+            if session.ended:
+                return int(failed or session.lost)
     if text.strip():
-        complain(first, "Syntax", "the input ends within a command")
+        host.fail("Syntax", "the input ends within a command")
+        return 1
     return int(failed)
-
-
-async def _execute(backend: Backend, parsed: ParsedQMP | ParsedHMP) -> object:
-    if isinstance(parsed, ParsedHMP):
-        answer: object = await backend.execute("human-monitor-command", {"command-line": parsed.line})
-        return answer
-    if parsed.oob:
-        raise CommandError("GenericError", "out-of-band execution (exec-oob) is not available here")
-    answer = await backend.execute(parsed.command, parsed.arguments)
-    return answer
-
-
-def _leaves(parsed: ParsedQMP | ParsedHMP) -> bool:
-    if isinstance(parsed, ParsedQMP):
-        return parsed.command == "quit"
-    return parsed.line.split(maxsplit=1)[0] in ("quit", "q")

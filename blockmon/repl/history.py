@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,17 @@ LONGEST_ENTRY = 16 * 1024
 
 LARGEST_FILE = 4 << 20
 """Bytes; a larger file is cut to its newer half when the program starts."""
+
+
+_SECRET_OBJECT = re.compile(r"\bobject[-_]add\b")
+_SECRET_DATA = re.compile(r"""\bdata["']?\s*[=:]""")
+_PASSWORD = re.compile(r"""\b(?:password|passwd|passphrase)["']?\s*[=:]|\b(?:set_password|change-vnc-password)\b""")
+
+
+def has_secret(text: str) -> bool:
+    """Whether *text*, a command in any form, holds a secret in clear: the data of a secret object, or a password. Other
+    commands name secrets by the ids of their objects, which tell nothing."""
+    return bool(_SECRET_OBJECT.search(text) and _SECRET_DATA.search(text)) or bool(_PASSWORD.search(text))
 
 
 class PrivateFileHistory(FileHistory):
@@ -37,7 +49,10 @@ class PrivateFileHistory(FileHistory):
             return []
 
     def store_string(self, string: str) -> None:
-        """Append to the file. A disk that is full or read-only costs the entry, not the session."""
+        """Append to the file, but no secrets; those are remembered until the session ends. A disk that is full or
+        read-only costs the entry, not the session."""
+        if has_secret(string):
+            return
         lines = "".join(f"+{line}\n" for line in string.split("\n"))
         try:
             descriptor = os.open(self.filename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -11,13 +11,11 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER, EditingMode
 from prompt_toolkit.filters import Condition, emacs_mode, has_focus, has_selection
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.utils import get_cwidth
 from prompt_toolkit.validation import ValidationError, Validator
 
-from blockmon.repl.printers import format_notice
 from blockmon.repl.session import ReplSession
-
-PROMPT = "(qmp) "
-CONTINUATION = "  ... "
+from blockmon.repl.settings import Settings
 
 KEYS: tuple[tuple[str, str], ...] = (
     ("Enter", "runs the command, or goes on with the next line while brackets are open"),
@@ -30,6 +28,7 @@ KEYS: tuple[tuple[str, str], ...] = (
     ("Alt+W", "copies the last answer to the clipboard"),
     ("Alt+E", "shows or hides events"),
     ("Alt+M", "changes between emacs and vi keys"),
+    ("\\help", "lists the prompt's own commands, which begin with a backslash"),
 )
 """The prompt's keys beyond those of every line editor, for the help."""
 
@@ -92,10 +91,9 @@ def prompt_bindings(session: ReplSession, copy: Callable[[str], object]) -> KeyB
 
     @bindings.add("escape", "m", filter=at_prompt)
     def _(event: KeyPressEvent) -> None:
-        app = get_app()
-        vi = app.editing_mode is not EditingMode.VI
-        app.editing_mode = EditingMode.VI if vi else EditingMode.EMACS
-        session.sink(format_notice(f"{'vi' if vi else 'emacs'} keys"))
+        keys = "emacs" if session.settings["keys"] == "vi" else "vi"
+        session.settings.set("keys", keys)
+        session.notice(f"{keys} keys")
 
     @bindings.add("escape", filter=at_prompt & completion_is_open & emacs_mode)
     def _(event: KeyPressEvent) -> None:
@@ -105,9 +103,20 @@ def prompt_bindings(session: ReplSession, copy: Callable[[str], object]) -> KeyB
     def _(event: KeyPressEvent) -> None:
         if session.last_answer:
             copy(session.last_answer)
-            session.sink(format_notice(f"copied the last answer ({len(session.last_answer)} characters)"))
+            session.notice(f"copied the last answer ({len(session.last_answer)} characters)")
 
     return bindings
+
+
+def editing_mode(settings: Settings) -> EditingMode:
+    """The line editor that the settings say."""
+    return EditingMode.VI if settings["keys"] == "vi" else EditingMode.EMACS
+
+
+def continuation(settings: Settings) -> str:
+    """What stands in front of the second line and those below it, as wide as the prompt."""
+    width = get_cwidth(settings["prompt"])
+    return ("." * min(3, max(width - 1, 0)) + " ").rjust(width) if width else ""
 
 
 def take_completion(buffer: Buffer) -> None:

@@ -49,7 +49,9 @@ class InputLexer(RegexLexer):
         "line": [
             (r"\\\n", Operator),
             (r"\n", Text, "#pop"),
+            (r"(?<=[ \t])(\|)([^\n]*)", _groups(Operator, Text)),
             (r"[ \t\r]+", Text),
+            (r"\$_(?![^\s.\[])\S*", Keyword.Type),
             (r"([\w.-]+)(=)", _groups(Name.Attribute, Operator), "value"),
             (r"-[A-Za-z]\b", Name.Attribute),
             (_STRING, String),
@@ -62,6 +64,7 @@ class InputLexer(RegexLexer):
             (_STRING, String, "#pop"),
             (words(("on", "off", "true", "false", "null", "yes", "no"), suffix=r"(?=\s|$)"), Keyword.Constant, "#pop"),
             (rf"{_NUMBER}(?=\s|$)", Number, "#pop"),
+            (r"\$_(?![^\s.\[])\S*", Keyword.Type, "#pop"),
             (r"[^\s]+", String, "#pop"),
             default("#pop"),
         ],
@@ -129,7 +132,7 @@ class PromptInputLexer(PromptLexer):
         known = self._commands()
         lines: list[StyleAndTextTuples] = [[]]
         for style, value in lexed(document.text, self._lexer):
-            if style == "class:pygments.keyword" and known and value not in known:
+            if style == "class:pygments.keyword" and known and value not in known and value[0] != "\\":
                 style = "class:pygments.name"
             first, *others = value.split("\n")
             lines[-1].append((style, first))

@@ -158,6 +158,11 @@ def format_notice(text: str) -> Fragments:
     return [(NOTICE, safe_text(text)), ("", "\n")]
 
 
+def format_hint(text: str) -> Fragments:
+    """What may help after an error."""
+    return [(NOTICE, "  " + safe_text(text)), ("", "\n")]
+
+
 def format_event(event: Mapping[str, Any]) -> Fragments:
     """An asynchronous event on one line, with its time of day."""
     stamp = event.get("timestamp", {})

@@ -6,41 +6,52 @@ The same session runs alone (`standalone`) and inside the TUI (`blockmon.tui.pro
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History, InMemoryHistory
 
 from blockmon.backend import Backend, CommandError, Event
-from blockmon.lang import Empty, Form, Incomplete, ParsedHMP, ParsedQMP, ParseError, classify, parse_input
-from blockmon.lang.json_text import find_end
+from blockmon.backend.connection import ConnectionLost, ConnectionState, connection_of
+from blockmon.lang import ParseError
+from blockmon.model.graph import GraphModel
 from blockmon.model.schema import Schema
+from blockmon.repl.assist import PromptCompleter, prompt_hint
 from blockmon.repl.completer import ReplCompleter
 from blockmon.repl.hints import hint_for
 from blockmon.repl.hmp_help import HMPHelp
-from blockmon.repl.knowledge import Knowledge
+from blockmon.repl.host import PIECE, Host
+from blockmon.repl.knowledge import Knowledge, refuses_changes
 from blockmon.repl.lexers import PromptInputLexer
 from blockmon.repl.live import LiveNames
 from blockmon.repl.printers import (
-    Fragment,
     Fragments,
-    format_error,
     format_event,
     format_notice,
     format_parse_error,
-    iter_answer,
     plain,
 )
+from blockmon.repl.reading import Statement, split
+from blockmon.repl.running import Runner
+from blockmon.repl.settings import Settings
+
+__all__ = ["MOST_EVENTS", "PIECE", "ReplSession", "Verdict"]
 
 Sink = Callable[[Fragments], None]
-Command = ParsedQMP | ParsedHMP
-
-PIECE = 400
-"""Fragments that go to the sink at once; between two such pieces others have their turn."""
 
 MOST_EVENTS = 20
 """Of one batch, so many events are printed and the others counted."""
+
+KEPT_EVENTS = 1000
+"""Events that can be looked at again by `\\events N`."""
+
+LONGEST_TRANSCRIPT = 20_000
+"""Pieces of output that `\\save` can still write."""
+
+LONGEST_KEPT = 1 << 20
+"""Characters of an answer that are kept for copying and saving."""
 
 _HIDDEN_EVENTS = frozenset({"X_BLOCKMON_GRAPH_CHANGE"})
 _LOST = (OSError, EOFError, RuntimeError)
@@ -52,15 +63,6 @@ class Verdict:
 
     complete: bool
     error: ParseError | None = None
-
-
-def no_human_monitor(word: str) -> CommandError:
-    """The error for an HMP line, which begins with *word*, to a server that knows only QMP."""
-    return CommandError("CommandNotFound", f"'{word}' is no QMP command, and this server has no human monitor")
-
-
-_ONLY_SHARED = "force-share=on can only be used with read-only images"
-"""What comes of writing to an image that was opened read-only and shared; the user never said force-share."""
 
 
 def _drop(fragments: Fragments) -> None:
@@ -77,6 +79,7 @@ class ReplSession:
         *,
         width: Callable[[], int] = lambda: 80,
         history: History | None = None,
+        settings: Settings | None = None,
         show_events: bool = True,
         local_files: bool = True,
         on_end: Callable[[], None] = lambda: None,
@@ -86,7 +89,9 @@ class ReplSession:
         self.sink = sink
         self.width = width
         self.history = history if history is not None else InMemoryHistory()
-        self.show_events = show_events
+        self.settings = settings if settings is not None else Settings()
+        if not show_events:
+            self.settings.set("events", "off")
         self.on_end = on_end
         self.on_names = on_names
         """Called when completion has learned something new, for a menu that is open."""
@@ -96,27 +101,72 @@ class ReplSession:
         """True when the server closed the connection by itself."""
         self.last_answer = ""
         """The text of the last answer, for copying; of a long one only the beginning."""
+        self.printed: deque[str] = deque(maxlen=LONGEST_TRANSCRIPT)
+        """What was typed and printed so far, in pieces."""
+        self.events: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        """The last events, shown or not."""
+        self.marks: dict[str, GraphModel] = {}
+        """Graphs that `\\diff` compares with, by name."""
         schema = Schema([])
         names = LiveNames(backend, schema, lambda: self.on_names())
-        self.knowledge = Knowledge(names, schema, local_files=local_files)
-        self.completer = ReplCompleter(self.knowledge)
+        # The files of another machine cannot be offered; a Unix socket leads to this one.
+        local_files = local_files and (connection_of(backend) is None or backend.title.startswith(("unix:", "/")))
+        self.knowledge = Knowledge(names, schema, local_files=local_files, read_only=refuses_changes(backend))
+        self.completer = PromptCompleter(self, ReplCompleter(self.knowledge))
         self.lexer = PromptInputLexer(self._first_words)
+        self.runner = Runner(self)
         self._words: frozenset[str] = frozenset()
         self._ready = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
+        self._follows_names = False
         self._turn = asyncio.Lock()
         self._unsubscribe: Callable[[], None] = lambda: None
+        self._connection = connection_of(backend)
+        self._connected = True
+        self._unwatch: Callable[[], None] = lambda: None
+        self.settings.listeners.append(self._setting_changed)
+        self._host = Host()
+        self.host = self._host
+
+    @property
+    def host(self) -> Host:
+        """Where the session is shown."""
+        return self._host
+
+    @host.setter
+    def host(self, host: Host) -> None:
+        self._host = host
+        host.session = self
+
+    @property
+    def show_events(self) -> bool:
+        """Whether events are printed."""
+        return self.settings.on("events")
 
     # Life ------------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Subscribe to events and learn, in the background, what the server can do. The backend must be started."""
-        self._unsubscribe = self.backend.subscribe(self._on_events)
+        self._follows_names = True
+        self.listen()
+        if self._connection is not None:
+            self._connected = self._connection.state.connected
+            self._unwatch = self._connection.watch(self._connection_changed)
         self._starting = asyncio.create_task(self._learn())
+
+    def listen(self) -> None:
+        """Subscribe to events, and no more: what completion needs is not asked for."""
+        self._unsubscribe = self.backend.subscribe(self._on_events)
+
+    def after_command(self, name: str) -> None:
+        """Note that a command was executed."""
+        if self._follows_names:
+            self.knowledge.names.after_command(name)
 
     async def close(self) -> None:
         """Stop listening and asking. The backend stays open; it belongs to whoever opened it."""
         self._unsubscribe()
+        self._unwatch()
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
@@ -132,23 +182,35 @@ class ReplSession:
             await asyncio.gather(self._starting, return_exceptions=True)
 
     async def _learn(self) -> None:
-        knowledge = self.knowledge
         try:
-            knowledge.schema = await self._fetch_schema()
-            knowledge.names.use_schema(knowledge.schema)
-            self._words = frozenset(knowledge.schema.commands)
+            await self.learn_commands()
             self._ready.set()
-            knowledge.names.touch()
-            await knowledge.names.refresh()
-            if knowledge.schema.knows_hmp:
-                knowledge.hmp = HMPHelp.from_text(await self._hmp("help"), await self._hmp("help info"))
-                self._words |= knowledge.hmp.commands.keys()
+            await self._learn_names()
         except CommandError as error:
-            self.sink(format_notice(f"completion does not know everything: {error.desc}"))
+            self.emit(format_notice(f"completion does not know everything: {error.desc}"))
+        except ConnectionLost as error:
+            if not error.retrying:
+                self.lose(error)
         except _LOST as error:
-            self._lose(error)
+            self.lose(error)
         finally:
             self._ready.set()
+
+    async def learn_commands(self) -> None:
+        """Ask which commands the server has. Errors: CommandError."""
+        knowledge = self.knowledge
+        knowledge.schema = await self._fetch_schema()
+        knowledge.names.use_schema(knowledge.schema)
+        self._words = frozenset(knowledge.schema.commands)
+        self._ready.set()
+
+    async def _learn_names(self) -> None:
+        knowledge = self.knowledge
+        knowledge.names.touch()
+        await knowledge.names.refresh()
+        if knowledge.schema.knows_hmp:
+            knowledge.hmp = HMPHelp.from_text(await self.runner.hmp("help"), await self.runner.hmp("help info"))
+            self._words |= knowledge.hmp.commands.keys()
 
     async def _fetch_schema(self) -> Schema:
         try:
@@ -166,45 +228,19 @@ class ReplSession:
     def check(self, text: str) -> Verdict:
         """Tell whether *text* can be run as it stands."""
         try:
-            return Verdict(self._split(text) is not None)
+            return Verdict(self.read(text) is not None)
         except ParseError as error:
             return Verdict(True, error)
 
+    def read(self, text: str) -> list[Statement] | None:
+        """The statements in *text*; None when the last one goes on in another line. Raises ParseError."""
+        schema = self.knowledge.schema
+        return split(text, schema.commands, schema.arguments_of)
+
     def hint(self, text: str, cursor: int, width: int) -> StyleAndTextTuples:
         """The line to show under the prompt."""
-        return hint_for(text, cursor, self.knowledge, width)
-
-    def _split(self, text: str) -> list[Command] | None:
-        """The commands in *text*, one a line or one over several; None when the last one goes on. Raises ParseError."""
-        commands, arguments_of = self.knowledge.schema.commands, self.knowledge.schema.arguments_of
-        found: list[Command] = []
-        lines = text.split("\n")
-        number = 0
-        while number < len(lines):
-            first, piece = number, lines[number]
-            number += 1
-            try:
-                if classify(piece, commands) is Form.JSON:
-                    rest = "\n".join(lines[first:])
-                    end = find_end(rest, rest.index("{"))
-                    if end is None:
-                        return None
-                    # The rest of the line the object ends on belongs to it: an error if there is something.
-                    line_end = rest.find("\n", end)
-                    piece = rest if line_end < 0 else rest[:line_end]
-                    number = first + piece.count("\n") + 1
-                parsed = parse_input(piece, commands, arguments_of)
-                while isinstance(parsed, Incomplete):
-                    if number >= len(lines):
-                        return None
-                    piece += "\n" + lines[number]
-                    number += 1
-                    parsed = parse_input(piece, commands, arguments_of)
-            except ParseError as error:
-                raise ParseError(error.message, error.line + first, error.column) from None
-            if not isinstance(parsed, Empty):
-                found.append(parsed)
-        return found
+        own = prompt_hint(self, text, cursor, width)
+        return own if own is not None else hint_for(text, cursor, self.knowledge, width)
 
     # Running ---------------------------------------------------------------------------------------------------------
 
@@ -215,105 +251,101 @@ class ReplSession:
         """
         await self.ready()
         async with self._turn:
+            self._keep(self.settings["prompt"] + text + "\n")
             try:
-                commands = self._split(text)
+                statements = self.read(text)
             except ParseError as error:
-                self.sink(format_parse_error(error, text, self.width()))
+                self.emit(format_parse_error(error, text, self.width()))
                 return False
-            if commands is None:
-                self.sink(format_error("Syntax", "the command is not complete"))
+            if statements is None:
+                self.host.fail("Syntax", "the command is not complete")
                 return False
             succeeded = True
-            for command in commands:
+            for statement in statements:
                 if self.ended:
                     break
-                succeeded = await self._run(command) and succeeded
+                succeeded = await self.runner.run(statement) and succeeded
             return succeeded
 
-    async def _run(self, command: Command) -> bool:
-        schema = self.knowledge.schema
-        name = command.command if isinstance(command, ParsedQMP) else "human-monitor-command"
-        try:
-            if isinstance(command, ParsedHMP):
-                first = command.line.split(maxsplit=1)[0]
-                if not schema.knows_hmp and schema.commands:
-                    raise no_human_monitor(first)
-                answer = await self._hmp(command.line)
-                leaves = first in ("quit", "q")
-                succeeded = not answer.startswith(("Error:", "unknown command:"))
-            else:
-                if command.oob:
-                    raise CommandError(
-                        "GenericError", "out-of-band execution (exec-oob) is not available at the prompt"
-                    )
-                answer = await self.backend.execute(command.command, command.arguments)
-                leaves, succeeded = command.command == "quit", True
-        except CommandError as error:
-            self.sink(format_error(error.cls, error.desc))
-            if error.desc == _ONLY_SHARED:
-                self.sink(format_notice("an image given to blockmon is opened for writing with --rw"))
-            return False
-        except _LOST as error:
-            self._lose(error)
-            return False
-        await self._print(iter_answer(answer, self.width()))
-        if leaves and succeeded:
-            self._end()
-        else:
-            self.knowledge.names.after_command(name)
-        return succeeded
-
-    async def _hmp(self, line: str) -> str:
-        return str(await self.backend.execute("human-monitor-command", {"command-line": line}))
-
-    async def _print(self, fragments: Iterable[Fragment]) -> None:
-        piece: Fragments = []
-        self.last_answer = ""
-        for fragment in fragments:
-            piece.append(fragment)
-            if len(piece) >= PIECE and fragment[1].endswith(("\n", " ")):
-                self._emit(piece)
-                piece = []
-                await asyncio.sleep(0)
-        self._emit(piece)
-
-    def _emit(self, piece: Fragments) -> None:
-        if not piece:
+    def emit(self, fragments: Fragments, *, answer: bool = False) -> None:
+        """Hand a piece of output to the sink, and keep its text; an *answer*'s for copying too."""
+        if not fragments:
             return
-        if len(self.last_answer) < 1 << 20:
-            self.last_answer += plain(piece)
-        self.sink(piece)
+        text = plain(fragments)
+        self._keep(text)
+        if answer and len(self.last_answer) < LONGEST_KEPT:
+            self.last_answer += text
+        self.sink(fragments)
 
-    def _end(self) -> None:
+    def keep_answer(self, fragments: Fragments) -> None:
+        """Keep the text of an answer that is shown elsewhere than by the sink."""
+        text = plain(fragments)
+        self._keep(text)
+        self.last_answer = text[:LONGEST_KEPT]
+
+    def stopped(self) -> None:
+        """Tell that the user has stopped what was going on."""
+        rest = " waiting; the server may carry the command out all the same" if self.runner.waiting else ""
+        self.notice(f"stopped{rest}")
+
+    def notice(self, text: str) -> None:
+        """Print a remark of the prompt's own."""
+        self.emit(format_notice(text))
+
+    def _keep(self, text: str) -> None:
+        self.printed.append(text if len(text) <= LONGEST_KEPT else text[:LONGEST_KEPT] + " …\n")
+
+    def end(self) -> None:
+        """End the session: nothing is run any more."""
         if not self.ended:
             self.ended = True
             self.on_end()
 
-    def _lose(self, error: Exception) -> None:
-        if not self.ended:
+    def lose(self, error: Exception) -> None:
+        """Say that the server is gone, and end the session unless it is being tried to get it back."""
+        if isinstance(error, ConnectionLost) and error.retrying:
+            self.host.fail("Disconnected", str(error))
+        elif not self.ended:
             self.lost = True
-            self.sink(format_error("Disconnected", str(error) or "the server has closed the connection"))
-            self._end()
+            self.host.fail("Disconnected", str(error) or "the server has closed the connection")
+            self.end()
+
+    def _connection_changed(self, state: ConnectionState) -> None:
+        if state.connected == self._connected:
+            return
+        self._connected = state.connected
+        if state.connected:
+            self.notice("connected again")
+            # It may be another server now, with other commands.
+            self._starting = asyncio.create_task(self._learn())
+        else:
+            self.notice(f"connection lost: {state.reason}; trying to get it back …")
+
+    def _setting_changed(self, name: str) -> None:
+        self.host.changed(name)
 
     # Events ----------------------------------------------------------------------------------------------------------
 
     def toggle_events(self) -> None:
         """Print events from now on, or no more."""
-        self.show_events = not self.show_events
-        self.sink(format_notice(f"events are {'shown' if self.show_events else 'hidden'}"))
+        self.settings.set("events", "off" if self.show_events else "on")
+        self.notice(f"events are {'shown' if self.show_events else 'hidden'}")
 
     def _on_events(self, events: Sequence[Event]) -> None:
-        self.knowledge.names.on_events(events)
-        if self.show_events:
-            self._show_events(events)
-        # The server ends because a client said quit: this one, or another.
-        if any(e.get("event") == "SHUTDOWN" and e.get("data", {}).get("reason") == "host-qmp-quit" for e in events):
-            self._end()
-
-    def _show_events(self, events: Sequence[Event]) -> None:
+        if self._follows_names:
+            self.knowledge.names.on_events(events)
         shown = [event for event in events if event.get("event") not in _HIDDEN_EVENTS]
+        self.events += shown
+        if self.show_events:
+            self._show_events(shown)
+        # The engine in here ends because a client said quit: this one, or another. A server elsewhere is waited for.
+        if self._connection is None and any(
+            e.get("event") == "SHUTDOWN" and e.get("data", {}).get("reason") == "host-qmp-quit" for e in events
+        ):
+            self.end()
+
+    def _show_events(self, shown: Sequence[Event]) -> None:
         fragments = [fragment for event in shown[:MOST_EVENTS] for fragment in format_event(event)]
         if len(shown) > MOST_EVENTS:
             fragments += format_notice(f"… and {len(shown) - MOST_EVENTS} more events at the same time")
-        if fragments:
-            self.sink(fragments)
+        self.emit(fragments)

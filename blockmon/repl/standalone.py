@@ -19,17 +19,30 @@ async def _main(options: CommonOptions) -> int:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     backend = open_backend(options)
     if interactive:
+        from prompt_toolkit.history import InMemoryHistory
+
+        from blockmon.config import load_config
+        from blockmon.repl.history import open_history
+        from blockmon.repl.settings import settings_of
         from blockmon.repl.terminal import TerminalPrompt
         from blockmon.themes import ThemeError, find_theme
 
+        config = load_config()
         try:
             theme, problems = find_theme(options.theme)
         except ThemeError as error:
             raise StartupError("--theme", str(error)) from None
+        if options.theme is None and config.theme is not None:
+            try:
+                theme, problems = find_theme(config.theme)
+            except ThemeError as error:
+                config.problem("theme", str(error))
         await backend.start()
         try:
-            prompt = TerminalPrompt(backend, theme.prompt, theme.syntax)
-            for problem in problems:
+            history = open_history() if config.prompt.history else InMemoryHistory()
+            settings = settings_of(config)
+            prompt = TerminalPrompt(backend, theme.prompt, theme.syntax, history=history, settings=settings)
+            for problem in [*config.problems, *problems]:
                 prompt.notice(problem)
             return await prompt.run()
         finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
+from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
 from pygments.token import STANDARD_TYPES
 
@@ -41,3 +43,12 @@ def build_style(prompt: Mapping[str, str], syntax: Mapping[str, str]) -> Style:
         rules["pygments." + _token(name)] = style
     rules.update(prompt)
     return Style.from_dict(rules)
+
+
+def colour_depth(prompt: Mapping[str, str], syntax: Mapping[str, str]) -> ColorDepth | None:
+    """How many colours a theme's tables want of the terminal: none where they name none, whatever the defaults of
+    prompt_toolkit have; else (None) as many as it has. A theme that was asked for outweighs NO_COLOR."""
+    words = {word.removeprefix("bg:") for table in (prompt, syntax) for text in table.values() for word in text.split()}
+    if not any(word.startswith(("#", "ansi")) for word in words - {"ansidefault"}):
+        return ColorDepth.DEPTH_1_BIT
+    return ColorDepth.default() if os.environ.get("NO_COLOR") else None

@@ -20,10 +20,11 @@ _CUT = ("class:notice", " … (cut)")
 class Line:
     """One line as it was printed, of any length."""
 
-    __slots__ = ("_rows", "_rows_width", "columns", "fragments", "plain_widths", "size")
+    __slots__ = ("_rows", "_rows_width", "columns", "fragments", "number", "plain_widths", "size")
 
     def __init__(self) -> None:
         self.fragments: list[Fragment] = []
+        self.number = 0
         self.size = 0
         self.columns = 0
         self.plain_widths = True
@@ -103,6 +104,12 @@ class Transcript:
         self._lines: deque[Line] = deque(maxlen=most_lines)
         self._open = False
         self.offset = 0
+        self._number = 0
+        """Lines begun so far."""
+        self._before = 0
+        """Lines begun before the last output that can be replaced."""
+        self._written = 0
+        """Calls of `write`."""
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -115,6 +122,7 @@ class Transcript:
 
     def write(self, fragments: Iterable[Fragment], width: int) -> None:
         """Append output. A view that is scrolled up stays where it is; *width* tells by how many rows."""
+        self._written += 1
         follow = self.offset == 0
         before = self._lines[-1].height(width) if self._open and not follow else 0
         added: list[Line] = [self._lines[-1]] if self._open else []
@@ -131,8 +139,21 @@ class Transcript:
         if not follow:
             self.offset += sum(line.height(width) for line in added) - before
 
+    def replace(self, mark: int | None, fragments: Iterable[Fragment], width: int) -> int:
+        """Append output in place of what the call that returned *mark* has appended, unless more was written behind it.
+        Returns the mark for what is written now."""
+        if mark is not None and mark == self._written:
+            while len(self._lines) and self._lines[-1].number > self._before:
+                self._lines.pop()
+            self._open = False
+        self._before = self._number
+        self.write(fragments, width)
+        return self._written
+
     def _begin(self, added: list[Line]) -> None:
         line = Line()
+        self._number += 1
+        line.number = self._number
         self._lines.append(line)
         added.append(line)
         self._open = True

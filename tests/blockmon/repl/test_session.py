@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from blockmon.backend import CommandError
+from blockmon.backend.connection import Connection, ConnectionLost, ConnectionState
 from blockmon.repl.printers import Fragments, plain
 from blockmon.repl.session import MOST_EVENTS, PIECE, ReplSession
 from tests.blockmon.repl.fakes import Server, event
@@ -59,9 +60,9 @@ async def test_the_three_forms(run: Run) -> None:
 
 
 async def test_errors_show_class_and_text(run: Run) -> None:
-    run.server.answers["blockdev-del"] = CommandError("GenericError", "Failed to find node with node-name='x'")
-    assert not await run.session.submit("blockdev-del node-name=x")
-    assert run.text == "GenericError: Failed to find node with node-name='x'\n"
+    run.server.answers["blockdev-del"] = CommandError("GenericError", "Node 'base' is busy: in use")
+    assert not await run.session.submit("blockdev-del node-name=base")
+    assert run.text == "GenericError: Node 'base' is busy: in use\n"
 
 
 async def test_hmp_errors_count_as_failures(run: Run) -> None:
@@ -255,3 +256,23 @@ async def test_names_are_asked_for_anew_after_a_command(run: Run) -> None:
     await run.session.submit("blockdev-del node-name=base")
     await run.session.knowledge.names.refresh()
     assert "x-blockmon-query-graph" in run.server.commands
+
+
+async def test_a_connection_that_is_tried_again_does_not_end_the_session() -> None:
+    server = Server()
+    server.connection = Connection()  # type: ignore[attr-defined]
+    server.connection.change(ConnectionState(True))  # type: ignore[attr-defined]
+    run = Run(server)
+    await run.session.start()
+    await run.session.learned()
+    server.answers["query-version"] = ConnectionLost("no route", True)
+    server.connection.change(ConnectionState(False, "no route"))  # type: ignore[attr-defined]
+    assert not await run.session.submit("query-version")
+    assert run.text == "connection lost: no route; trying to get it back …\nDisconnected: no route\n"
+    assert not run.session.ended
+    server.answers["query-version"] = {"again": 1}
+    server.connection.change(ConnectionState(True))  # type: ignore[attr-defined]
+    await run.session.learned()
+    assert await run.session.submit("query-version")
+    assert run.text == 'connected again\n{"again": 1}\n'
+    await run.session.close()

@@ -224,7 +224,9 @@ async def test_events_appear_while_typing(terminal: Terminal) -> None:
 
 async def test_the_hint_shows_the_signature(terminal: Terminal) -> None:
     terminal.type("block-stream device=")
-    await terminal.until(lambda: "block-stream device: device or node [job-id]" in terminal.drawn)
+    await terminal.until(
+        lambda: "block-stream device: device or node — the device or node to stream into" in terminal.drawn
+    )
 
 
 async def test_the_answer_is_copied_to_the_terminals_clipboard(terminal: Terminal) -> None:
@@ -264,6 +266,109 @@ async def test_ctrl_c_stops_waiting_for_an_answer(terminal: Terminal) -> None:
     assert await terminal.leave() == 0
 
 
+async def test_a_long_answer_goes_to_the_pager(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PAGER", f"cat > {tmp_path}/paged")
+    terminal.server.answers["query-jobs"] = [{"id": f"job{number}", "type": "stream"} for number in range(100)]
+    await terminal.run("query-jobs")
+    await terminal.until(lambda: "101 lines by cat" in terminal.screen)
+    paged = (tmp_path / "paged").read_text()
+    assert "job99" in paged
+    assert "\x1b[" in paged
+    assert set(re.findall(r"\x1b\[[\d;]*(.)", paged)) == {"m"}
+    assert "job99" not in terminal.screen
+    terminal.type("\\set pager off\r")
+    await terminal.run("query-jobs")
+    await terminal.until(lambda: "job99" in terminal.screen)
+
+
+async def test_a_pager_that_cannot_be_run_costs_no_answer(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGER", "/nonexistent/pager")
+    terminal.server.answers["query-jobs"] = [{"id": f"job{number}", "type": "stream"} for number in range(100)]
+    await terminal.run("query-jobs")
+    await terminal.until(lambda: "job99" in terminal.screen)
+    assert "/nonexistent/pager: cannot be run" in terminal.screen
+
+
+async def test_events_wait_for_the_pager(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gate")
+    monkeypatch.setenv("PAGER", f"touch {tmp_path}/there; cat >/dev/null; read x < {tmp_path}/gate")
+    terminal.server.answers["query-jobs"] = [{"id": f"job{number}", "type": "stream"} for number in range(100)]
+    await terminal.until(lambda: terminal.prompt.prompt.app.is_running)
+    terminal.type("query-jobs\r")
+    await terminal.until((tmp_path / "there").exists)
+    terminal.server.emit(event("BLOCK_IO_ERROR", device="vda"))
+    os.kill(os.getpid(), signal.SIGINT)  # the pager's business
+    await asyncio.sleep(0)
+    assert "BLOCK_IO_ERROR" not in terminal.screen
+    with open(tmp_path / "gate", "w") as gate:  # noqa: ASYNC230
+        gate.write("on\n")
+    await terminal.until(lambda: "BLOCK_IO_ERROR" in terminal.screen)
+    assert "stopped waiting" not in terminal.screen
+
+
+@pytest.mark.parametrize("key", ["\r", "\x03"])
+async def test_watch_changes_in_place_until_a_key(terminal: Terminal, key: str) -> None:
+    answers = iter(range(1, 10_000))
+    terminal.server.answers["query-version"] = lambda: {"number": next(answers)}
+    await terminal.until(lambda: terminal.prompt.prompt.app.is_running)
+    terminal.type("\\watch 100ms query-version\r")
+    await terminal.until(lambda: terminal.server.commands.count("query-version") > 2)
+    await terminal.until(lambda: '"number": 1}' in terminal.screen)
+    assert not terminal.prompt.prompt.app.is_running
+    terminal.type(key)
+    await terminal.run("query-jobs")
+    count = terminal.server.commands.count("query-version")
+    await terminal.run("query-jobs")
+    assert terminal.server.commands.count("query-version") == count
+
+
+async def test_vi_and_emacs_keys_by_command(terminal: Terminal) -> None:
+    terminal.type("\\vi\r")
+    await terminal.until(lambda: "vi keys" in terminal.screen and terminal.prompt.prompt.app.is_running)
+    terminal.type("query-jobs\x1b0iX")
+    await terminal.until(lambda: terminal.text == "Xquery-jobs")
+    terminal.type("\x03\\emacs\r")
+    await terminal.until(lambda: "emacs keys" in terminal.screen and terminal.prompt.prompt.app.is_running)
+    terminal.type("query\x01X")
+    await terminal.until(lambda: terminal.text == "Xquery")
+
+
+async def test_the_prompt_and_the_theme_can_be_changed(terminal: Terminal) -> None:
+    terminal.type('\\set prompt "block> "\r')
+    await terminal.until(lambda: "block>" in terminal.drawn)
+    terminal.type("\\theme nonesuch\r")
+    await terminal.until(lambda: "\\theme: there is no theme 'nonesuch'" in terminal.screen)
+    await terminal.until(lambda: terminal.prompt.prompt.app.is_running)
+    terminal.type("\\theme light\r")
+    await terminal.until(lambda: terminal.prompt.prompt.app.is_running and terminal.text == "")
+    assert await terminal.leave() == 0
+
+
+async def test_json_errors_show_their_place_and_brackets_match(terminal: Terminal) -> None:
+    text = '{"execute": "query-jobs", "arguments": {]}'
+    terminal.type(text + "\r")
+    buffer = terminal.prompt.prompt.default_buffer
+    await terminal.until(lambda: buffer.validation_error is not None)
+    assert buffer.cursor_position == text.index("]")
+    await terminal.until(lambda: "expected '}', found ']'" in terminal.drawn)
+    terminal.type("\x03")
+    await terminal.until(lambda: terminal.text == "")
+    terminal.type('{"execute": [1]\x01')
+    await terminal.until(lambda: buffer.cursor_position == 0 and terminal.text.startswith("{"))
+    terminal.type("\x05}\x01")
+    screen = lambda: terminal.prompt.prompt.app.renderer.last_rendered_screen  # noqa: E731
+
+    def marked() -> list[str]:
+        found = screen()
+        assert found is not None
+        row = found.data_buffer[0]
+        return [row[x].char for x in range(40) if "matching-bracket" in row[x].style]
+
+    await terminal.until(lambda: marked() == ["{", "}"])
+
+
 # History -------------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +403,17 @@ def test_history_leaves_out_repetitions_secrets_and_pastes(tmp_path: Path) -> No
         history.append_string(text)
     assert list(history.load_history_strings()) == ["b", "a"]
     assert history.get_strings() == ["a", "b"]
+
+
+def test_history_never_writes_secrets(tmp_path: Path) -> None:
+    history = open_history(tmp_path / "history")
+    secret = '{"execute": "object-add",\n "arguments": {"id": "s", "data": "hunter2", "qom-type": "secret"}}'
+    others = ["object-add qom-type=secret id=s data=hunter2", "object_add secret,id=s,data=hunter2"]
+    for text in (secret, *others, "set_password vnc hunter2", "object-add qom-type=secret id=s file=/etc/s"):
+        history.append_string(text)
+    assert "hunter2" not in (tmp_path / "history").read_text()
+    assert "file=/etc/s" in (tmp_path / "history").read_text()
+    assert others[0] in history.get_strings()  # until the session ends
 
 
 def test_history_is_cut_when_it_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,6 +465,23 @@ async def test_batch_goes_on_after_errors_and_tells_by_its_status() -> None:
         "blockmon: line 1: GenericError: in use",
         "blockmon: line 2, column 14: Syntax: expected key=value, found 'x'",
         "blockmon: line 3: HMP: unknown command: 'nope'",
+    ]
+
+
+async def test_batch_knows_pipes_the_last_answer_and_the_prompts_commands() -> None:
+    server = Server({"job-pause": {}})
+    status, out, err = await batch("query-jobs | grep -c id\njob-pause id=$_[0].id\n\\json off\nquery-jobs\n", server)
+    assert (status, err) == (0, "")
+    assert out.startswith("5\n{}\n")
+    assert "id       type    status" in out
+    assert ("job-pause", {"id": "stream0"}) in server.calls
+    status, out, err = await batch("\\theme light\n\\jsn\nblockdev-dell node-name=x\n")
+    assert status == 1
+    assert err.splitlines() == [
+        "blockmon: line 1: \\theme: there are no colours here",
+        "blockmon: line 2: \\jsn: there is no such command; did you mean \\json?",
+        "blockmon: line 3: HMP: unknown command: 'blockdev-dell node-name=x'",
+        "  did you mean 'blockdev-del'?",
     ]
 
 

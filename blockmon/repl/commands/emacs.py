@@ -1,0 +1,21 @@
+"""`\\emacs`: emacs keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blockmon.repl.commands import PromptCommand, no_argument
+
+if TYPE_CHECKING:
+    from blockmon.repl.session import ReplSession
+
+
+async def run(session: ReplSession, argument: str) -> bool:
+    """Switch the line editor."""
+    no_argument(argument)
+    session.settings.set("keys", "emacs")
+    session.notice("emacs keys")
+    return True
+
+
+COMMAND = PromptCommand("emacs", "", "edit with emacs's keys", run, more="The same as \\set keys emacs, and as Alt+M.")
