@@ -271,5 +271,5 @@ def test_the_command_line(tmp_path: Path, images: QemuImages) -> None:
     assert 'name "ide-hd"' in run("--device", "help").stdout
     assert "drive=<str>" in run("--device", "scsi-hd,help").stdout
     failed = run("--device", "ide-hd,drive=nope")
-    assert failed.returncode == 1
+    assert failed.returncode == 3
     assert failed.stderr == "blockmon: --device ide-hd,drive=nope: Property 'ide-hd.drive' can't find value 'nope'\n"

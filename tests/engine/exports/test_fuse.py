@@ -55,7 +55,9 @@ def mounted(tmp_path: Path) -> Iterator[tuple[Serving, Path]]:
     finally:
         serving.engine.close()
     assert path.read_bytes() == b"below"
-    assert not [thread for thread in threading.enumerate() if thread.name == "fuse"]
+    for thread in [thread for thread in threading.enumerate() if thread.name == "fuse"]:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def export(serving: Serving, path: Path, **options: Any) -> None:

@@ -131,7 +131,6 @@ def test_a_bitmap_is_busy_while_exported(serving: Serving) -> None:
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("fuse", {"mountpoint": "/nowhere"}),
         ("vduse-blk", {"name": "x"}),
         ("vhost-user-blk", {"addr": {"type": "unix", "path": "/nowhere/sock"}}),
     ],
