@@ -15,12 +15,15 @@ from textual.strip import Strip
 from textual.timer import Timer
 from textual.widget import Widget
 
-from blockmon.model.format import rate_short, safe_text
+from blockmon.model.format import elide_middle, rate_short, safe_text
 from blockmon.model.refresher import ScreenState
 from blockmon.tui.line import Line
 from blockmon.tui.look import Look
 
 REMARK_SECONDS = 4.0
+NARROW = 60
+"""Columns below which the header says only what matters."""
+SHORTEST_TITLE = 6
 
 
 class BarWidget(Widget):
@@ -83,7 +86,10 @@ class HeaderBar(BarWidget):
         total = state.total_rate()
         pieces: list[tuple[str, str]]
         if state.lost is not None:
-            pieces = [(f"{symbols.error} connection lost: {safe_text(state.lost)}", "header-error")]
+            # What is cut off at 80 columns is the end.
+            left = state.retry_in
+            retry = "" if left is None else f", retrying in {left:.0f} s" if left > 0.5 else ", retrying"
+            pieces = [(f"{symbols.error} connection lost{retry}: {safe_text(state.lost)}", "header-error")]
         elif self._remark:
             pieces = [(safe_text(self._remark), self._remark_style)]
         elif not state.connected:
@@ -99,9 +105,19 @@ class HeaderBar(BarWidget):
                 (read, "header-dim"), (f"{rate_short(total.rd_bytes) or '0':>7}", "header-strong"),
                 (f"  {write}", "header-dim"), (f"{rate_short(total.wr_bytes) or '0':>7}", "header-strong"),
             ]  # fmt: skip
+            if line.width < NARROW:
+                pieces = [(text.strip() or text, style) for text, style in pieces]
+                for number, letter in ((1, "n "), (3, "j ")):
+                    pieces[number] = letter, pieces[number][1]
+                pieces[4] = f"{symbols.error}{broken} " if broken else "", pieces[4][1]
+                pieces[7] = f" {pieces[7][0]}", pieces[7][1]
         width = sum(cell_len(text) for text, _ in pieces)
-        line.add(" blockmon", "header-strong")
-        line.add(f"  {safe_text(state.title)}", "header", limit=max(12, line.room - width - 3))
+        if line.width >= NARROW:
+            line.add(" blockmon ", "header-strong")
+        # Both ends tell something: which kind of server, and whether it can only be looked at.
+        room = line.room - width - 4
+        if room >= SHORTEST_TITLE or line.width >= NARROW:
+            line.add(f" {elide_middle(safe_text(state.title), max(10, room), symbols.ellipsis)}", "header")
         line.to(max(line.used + 2, line.width - width - 1), "header")
         for text, style in pieces:
             line.add(text, style)
@@ -150,20 +166,33 @@ class TabBar(BarWidget):
         self.active = tabs[0].id
         self._note = note
         self._places: list[tuple[int, int, str]] = []
+        self._roomy: list[tuple[str, str]] = []
 
     def draw(self, line: Line) -> Strip:
         self._places = []
-        for tab in self.tabs:
+        texts = self._texts(line.width)
+        for number, (tab, (key, name)) in enumerate(zip(self.tabs, texts, strict=True)):
             start = line.used
-            note = self._note(tab.id)
-            name = f"{tab.name} {note}".rstrip()
             if tab.id == self.active:
-                line.add(f" {tab.key} {name} ", "tab-active")
+                line.add(f" {key} {name} " if key and name else f" {key}{name} ", "tab-active")
             else:
-                line.add(f" {tab.key} ", "tab-key").add(f"{name} ", "tab")
+                line.add(f" {key}" if key else "", "tab-key").add(f" {name} " if name else " ", "tab")
             self._places.append((start, line.used, tab.id))
-            line.add(" ", "tab")
+            if number < len(texts) - 1 and texts is self._roomy:
+                line.add(" ", "tab")
         return line.finish("tab")
+
+    def _texts(self, width: int) -> list[tuple[str, str]]:
+        """Key and name of each tab, as much as there is room for."""
+        notes = [f"{tab.name} {self._note(tab.id)}".rstrip() for tab in self.tabs]
+        active = [tab.id == self.active for tab in self.tabs]
+        self._roomy = [(tab.key, name) for tab, name in zip(self.tabs, notes, strict=True)]
+        names = [("", name) for name in notes]
+        keys = [("", name) if here else (tab.key, "") for tab, name, here in zip(self.tabs, notes, active, strict=True)]
+        for texts, gap in ((self._roomy, 1), (names, 0)):
+            if sum(cell_len(f"{key} {name}".strip()) + 2 + gap for key, name in texts) - gap <= width:
+                return texts
+        return keys
 
     def on_click(self, event: events.Click) -> None:
         for start, end, pane in self._places:
@@ -214,7 +243,7 @@ class FooterBar(BarWidget):
         found: list[tuple[tuple[int, int], str, str, str]] = []
         ascii_only = self.look.symbols.arrow != "→"
         seen: set[tuple[object, str]] = set()
-        for number, (key, active) in enumerate(self.screen.active_bindings.items()):
+        for number, (key, active) in enumerate(self.app.screen.active_bindings.items()):
             binding = active.binding
             if not binding.show or not active.enabled or key in self.left_out:
                 continue

@@ -103,7 +103,7 @@ def difference(before: Strip, after: Strip) -> tuple[int, int] | None:
     """The columns [start, end) in which two rows differ; None when they are equal."""
     if before is after or list(before) == list(after):
         return None
-    old, new = _single_cells(before), _single_cells(after)
+    old, new = single_cells(before), single_cells(after)
     if len(old) != len(new):
         return 0, max(len(old), len(new))
     start = next((x for x in range(len(new)) if old[x] != new[x]), None)
@@ -118,7 +118,8 @@ def difference(before: Strip, after: Strip) -> tuple[int, int] | None:
     return start, end
 
 
-def _single_cells(strip: Strip) -> list[Cell]:
+def single_cells(strip: Iterable[Segment]) -> list[Cell]:
+    """A row cell by cell; the second cell of a wide character is empty."""
     cells: list[Cell] = []
     for text, style, _ in strip:
         if text.isascii():

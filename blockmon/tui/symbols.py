@@ -39,6 +39,8 @@ class Symbols:
     states: Mapping[str, str]
     error: str
     busy: str
+    export: str
+    bitmap: str
     notable: str
     caret: str
 
@@ -55,7 +57,7 @@ UNICODE = Symbols(
         "created": "○", "running": "●", "paused": "‖", "ready": "◆", "standby": "‖", "waiting": "◌", "pending": "◇",
         "aborting": "×", "concluded": "■", "completed": "✓", "failed": "✗", "cancelled": "×",
     },
-    error="✗", busy="◍", notable="!", caret="▏",
+    error="✗", busy="◍", export="»", bitmap="≡", notable="!", caret="▏",
 )  # fmt: skip
 
 ASCII = Symbols(
@@ -66,7 +68,7 @@ ASCII = Symbols(
         "created": "o", "running": "*", "paused": "=", "ready": "@", "standby": "=", "waiting": "~", "pending": "?",
         "aborting": "x", "concluded": "#", "completed": "+", "failed": "X", "cancelled": "x",
     },
-    error="X", busy="%", notable="!", caret="_",
+    error="X", busy="%", export="}", bitmap=":", notable="!", caret="_",
 )  # fmt: skip
 
 
@@ -78,7 +80,8 @@ def symbols_for(environ: Mapping[str, str] | None = None) -> Symbols:
     set, or a C locale that was asked for by LC_ALL or LANG, tells of a terminal without UTF-8.
     """
     environ = os.environ if environ is None else environ
-    if environ.get("TERM") in ("dumb", "vt100", "vt220"):
+    # The font of a Linux console has 256 or 512 characters, and these are not among them.
+    if environ.get("TERM") in ("dumb", "linux", "vt100", "vt220"):
         return ASCII
     locale = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or ""
     if locale == "C.UTF-8" and not environ.get("LC_ALL") and environ.get("LANG") in ("C", "POSIX"):

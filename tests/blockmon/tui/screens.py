@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -29,6 +30,53 @@ def busy_backend() -> FakeBackend:
             block_job("stream0", "stream", "running", 12 * GIB, 20 * GIB),
         ],
     )
+
+
+class FloodedBackend(FakeBackend):
+    """A server that tells a thousand events a second and reads all the time."""
+
+    title = "flooded"
+
+    def __init__(self, graph: dict[str, Any]) -> None:
+        super().__init__(graph, busy_backend().jobs)
+        self._flood: asyncio.Task[None] | None = None
+        self._count = 0
+
+    async def start(self) -> None:
+        await super().start()
+        self._flood = asyncio.create_task(self._emit())
+
+    async def close(self) -> None:
+        if self._flood is not None:
+            self._flood.cancel()
+        await super().close()
+
+    async def _emit(self) -> None:
+        log = os.environ.get("BLOCKMON_TEST_LOG")  # a file as long as the number of events
+        while True:
+            await asyncio.sleep(0.02)
+            for name in ("overlay2", "overlay2-file", "overlay1", "clone"):
+                self.count_io(name, read=self._count * 4096 % 999983, written=4096)
+            for job in self.jobs:
+                job["offset"] = (job["offset"] + MIB) % job["len"]
+            batch = range(self._count, self._count + 20)
+            self._count = batch.stop
+            self.emit(
+                *(
+                    event(
+                        "BLOCK_IO_ERROR",
+                        number / 1000,
+                        device=f"disk-{number * 2654435761 % 10**16:016x}",
+                        nospace=bool(number % 2),
+                        operation="write",
+                        action="report",
+                        reason=f"{number * 40503 % 10**9:09d}",
+                    )
+                    for number in batch
+                )
+            )
+            if log is not None:
+                os.truncate(log, self._count)
 
 
 def make_app(backend: FakeBackend, theme: str = "dark") -> BlockmonApp:
