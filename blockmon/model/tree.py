@@ -8,14 +8,14 @@ that. The edges of jobs are left out, for a job takes an edge on every node of i
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from blockmon.model.graph import EdgeInfo, GraphModel, NodeInfo, ParentInfo
 
 _ROOT_KINDS = ("device", "export")
 
-PARENT, NODE, REFERENCE, BROKEN = "parent", "node", "reference", "broken"
+PARENT, NODE, REFERENCE, BROKEN, GONE = "parent", "node", "reference", "broken", "gone"
 
 RowKey = tuple[str, str, str | None]
 
@@ -23,7 +23,8 @@ RowKey = tuple[str, str, str | None]
 @dataclass(frozen=True, slots=True)
 class TreeRow:
     """
-    One row. *kind* is PARENT (a root that is no node), NODE, REFERENCE (shown in full elsewhere) or BROKEN.
+    One row. *kind* is PARENT (a root that is no node), NODE, REFERENCE (shown in full elsewhere), BROKEN, or GONE for
+    what was there a moment ago (`with_gone`).
 
     *guides* has one entry a level above the row: whether a line runs on there; *last* is whether the row is the last
     child of its parent.
@@ -41,6 +42,8 @@ class TreeRow:
     expanded: bool = False
     hidden: int = 0
     """How many rows are folded away below this one."""
+    filters: tuple[str, ...] = ()
+    """Names of the filters that are folded into the link to this node, topmost first."""
 
     @property
     def fold_key(self) -> str:
@@ -48,6 +51,18 @@ class TreeRow:
         if self.node is not None:
             return self.node.name
         return self.parent.key if self.parent is not None else ""
+
+
+def row_text(row: TreeRow) -> str:
+    """What of a row is searched: names, driver, file name, error; casefolded."""
+    texts: list[object] = []
+    if row.node is not None:
+        texts += [row.node.name, row.node.driver, row.node.filename]
+    if row.parent is not None:
+        texts += [row.parent.name, row.parent.id, row.parent.kind, row.parent.model or ""]
+    if row.edge is not None:
+        texts += [row.edge.name, row.edge.error or "", row.edge.filename or ""]
+    return " ".join(str(text) for text in texts).casefold()
 
 
 def children_in_order(model: GraphModel, key: str) -> list[EdgeInfo]:
@@ -104,16 +119,34 @@ def _reachable(model: GraphModel, roots: list[ParentInfo | str]) -> set[str]:
     return reached
 
 
-def flatten(model: GraphModel, folded: Collection[str] = (), filter_text: str = "") -> list[TreeRow]:
+def _through(model: GraphModel, name: str) -> tuple[str, tuple[str, ...]]:
+    """The node below the filters from *name* down, and those filters. A broken one stays, as one with more children."""
+    passed: list[str] = []
+    while True:
+        node = model.nodes.get(name)
+        edges = model.children(name)
+        if node is None or not node.filter or node.error or len(edges) != 1 or name in passed:
+            return name, tuple(passed)
+        below = edges[0].child
+        if below is None or below not in model.nodes:
+            return name, tuple(passed)
+        passed.append(name)
+        name = below
+
+
+def flatten(
+    model: GraphModel, folded: Collection[str] = (), filter_text: str = "", *, fold_filters: bool = False
+) -> list[TreeRow]:
     """
     The rows of the tree, top to bottom.
 
     *folded* holds the fold keys of rows whose children are hidden. With *filter_text* only rows that hold it in a name,
-    driver, file name or error are kept, with all that leads to them, and nothing is folded.
+    driver, file name or error are kept, with all that leads to them, and nothing is folded. *fold_filters* has no rows
+    for filters; the link to the node below them tells of them.
     """
     wanted = _matching(model, filter_text) if filter_text else None
     if wanted is not None:
-        folded = ()
+        folded, fold_filters = (), False
     rows: list[TreeRow] = []
     shown: set[str] = set()
 
@@ -146,22 +179,27 @@ def flatten(model: GraphModel, folded: Collection[str] = (), filter_text: str = 
         parent: ParentInfo | None = None
         node: NodeInfo | None = None
         key: RowKey
+        filters: tuple[str, ...] = ()
         if isinstance(item, ParentInfo):
             parent, kind, down = item, PARENT, item.key
             key = (item.key, "", None)
         elif isinstance(item, EdgeInfo):
             edge, key = item, item.key
             node = model.nodes.get(item.child) if item.child is not None else None
+            if fold_filters and node is not None and node.filter:
+                below_filters, filters = _through(model, node.name)
+                node, key = model.nodes[below_filters], (item.parent, item.name, below_filters)
             kind, down = (NODE, node.name) if node is not None else (BROKEN, "")
         else:
-            node, kind, down = model.nodes[item], NODE, item
-            key = ("", "", item)
+            bottom, filters = _through(model, item) if fold_filters else (item, ())
+            node, kind, down = model.nodes[bottom], NODE, bottom
+            key = ("", "", bottom)
             holders = [held for held in model.parents_of(item) if held.parent_kind not in ("node", "job")]
             edge = holders[0] if holders else None
         if not admitted(down or (edge.parent if edge is not None else "")):
             return
         if node is not None and node.name in shown:
-            rows.append(TreeRow(key, REFERENCE, depth, guides, last, edge, node))
+            rows.append(TreeRow(key, REFERENCE, depth, guides, last, edge, node, filters=filters))
             return
         if node is not None:
             shown.add(node.name)
@@ -170,7 +208,7 @@ def flatten(model: GraphModel, folded: Collection[str] = (), filter_text: str = 
         rows.append(
             TreeRow(
                 key, kind, depth, guides, last, edge, node, parent, expandable=bool(edges),
-                expanded=bool(edges) and not is_folded, hidden=size_below(down) if is_folded else 0,
+                expanded=bool(edges) and not is_folded, hidden=size_below(down) if is_folded else 0, filters=filters,
             )
         )  # fmt: skip
         if is_folded:
@@ -190,3 +228,62 @@ def flatten(model: GraphModel, folded: Collection[str] = (), filter_text: str = 
             while stack:
                 visit(*stack.pop())
     return rows
+
+
+def nearest(before: Sequence[TreeRow], place: int, after: Sequence[TreeRow]) -> int:
+    """
+    Which row of *after* stands for row *place* of *before*: the same one, its node elsewhere, or where both are gone
+    the one nearest to it, first of all below and above it under the same parent, then its parent.
+    """
+    if place >= len(before):
+        return max(0, min(place, len(after) - 1))
+    if place < len(after) and after[place].key == before[place].key and after[place].kind != GONE:
+        return place
+    keys = {row.key: number for number, row in enumerate(after) if row.kind != GONE}
+    names = {row.fold_key: number for number, row in enumerate(after) if row.kind not in (GONE, REFERENCE)}
+
+    def found(row: TreeRow) -> int | None:
+        number = keys.get(row.key)
+        return names.get(row.fold_key) if number is None and row.fold_key else number
+
+    row = before[place]
+    number = found(row)
+    if number is not None:
+        return number
+    above = next((n for n in range(place - 1, -1, -1) if before[n].depth < row.depth), -1)
+    end = next((n for n in range(place + 1, len(before)) if before[n].depth < row.depth), len(before))
+    siblings = [*range(place + 1, end), *range(place - 1, above, -1)]
+    order = [n for n in siblings if before[n].depth == row.depth]
+    for n in (*order, *([above] if above >= 0 else []), *range(place - 1, -1, -1), *range(place + 1, len(before))):
+        number = found(before[n])
+        if number is not None:
+            return number
+    return max(0, min(place, len(after) - 1))
+
+
+def with_gone(rows: Sequence[TreeRow], gone: Sequence[tuple[TreeRow, RowKey | None]]) -> list[TreeRow]:
+    """
+    The rows with those that are *gone* put in again, each after the row of the key given with it (None: on top).
+
+    A row whose place is not there any more is left out.
+    """
+    after: dict[RowKey | None, list[TreeRow]] = {}
+    for row, key in gone:
+        after.setdefault(key, []).append(row)
+    there = {row.key for row in rows}
+    found: list[TreeRow] = []
+
+    def add(key: RowKey | None) -> None:
+        waiting = list(reversed(after.pop(key, ())))
+        while waiting:
+            row = waiting.pop()
+            if row.key not in there:
+                found.append(replace(row, kind=GONE, expandable=False, expanded=False, hidden=0))
+                waiting += reversed(after.pop(row.key, ()))
+
+    add(None)
+    for row in rows:
+        found.append(row)
+        if after:
+            add(row.key)
+    return found

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
+from textual.timer import Timer
 
 from blockmon.model.format import basename, elide_middle, safe_text, size_short, sparkline
 from blockmon.model.graph import EdgeInfo
+from blockmon.model.marks import ADDED, CHANGED, REMOVED, ChangeMarks
 from blockmon.model.refresher import Changes, ScreenState
-from blockmon.model.tree import BROKEN, PARENT, REFERENCE, TreeRow, flatten
+from blockmon.model.tree import BROKEN, GONE, PARENT, REFERENCE, TreeRow, flatten, nearest, row_text, with_gone
 from blockmon.tui.actions import NODE_ACTIONS
+from blockmon.tui.graph_badges import badges, fitted
+from blockmon.tui.inspect_text import permission_letters
 from blockmon.tui.line import Line
 from blockmon.tui.look import Look
 from blockmon.tui.rows import RowsPane
@@ -23,10 +29,8 @@ _SPARKS = ((60, 8), (50, 5))
 """From which width on the sparkline has how many cells."""
 # Cells of the columns at the right: access, allocated, size; each with a blank before it.
 _ACCESS, _ALLOCATED, _SIZE = 3, 6, 6
-
-
-# Why every node of a chain but the topmost is busy; the tree shows as much by its shape.
-_BACKING_REASON = "node is used as backing hd of "
+_PERMISSIONS = 10
+_MARKS = {ADDED: "state.completed", CHANGED: "state.notable", REMOVED: "state.error"}
 
 
 class GraphPane(RowsPane):
@@ -41,6 +45,10 @@ class GraphPane(RowsPane):
         Binding("minus", "fold_all", "fold every chain", key_display="-", show=False),
         Binding("plus,equals_sign", "unfold_all", "unfold everything", key_display="+", show=False),
         Binding("slash", "filter", "filter", key_display="/", id="graph.filter"),
+        Binding(
+            "v", "permissions", "show what each link takes and lets others have", show=False, id="graph.permissions"
+        ),
+        Binding("F", "filters", "fold filters into the link below them", show=False, id="graph.filters"),
         Binding("y", "copy", "copy the name", show=False, id="graph.copy"),
         # Direct keys for what the actions menu lists.
         *(
@@ -61,11 +69,23 @@ class GraphPane(RowsPane):
     class Chosen(Selected):
         """A row was chosen to be looked at closely."""
 
-    def __init__(self, look: Look, state: ScreenState, *, id: str | None = None) -> None:
+    def __init__(
+        self,
+        look: Look,
+        state: ScreenState,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        id: str | None = None,
+    ) -> None:
         super().__init__(look, id=id)
         self.state = state
         self.rows: list[TreeRow] = []
         self.folded: set[str] = set()
+        self.filters_folded = False
+        self.permissions_shown = False
+        self.marks = ChangeMarks()
+        self._clock = clock
+        self._fading: Timer | None = None
 
     # What there is.
 
@@ -77,7 +97,7 @@ class GraphPane(RowsPane):
     def subject(self) -> Subject | None:
         """What the cursor is on."""
         row = self.row
-        if row is None:
+        if row is None or row.kind == GONE:
             return None
         if row.node is not None:
             return NodeSubject(row.node.name, row.edge)
@@ -87,29 +107,59 @@ class GraphPane(RowsPane):
 
     def model_changed(self, changes: Changes) -> None:
         """Take in a new snapshot."""
+        if changes.graph.rows or (changes.status and self.state.connected):
+            seen = self.display and self.size.area > 0
+            self.marks.update(self.state.graph, changes.graph, self.rows, self._clock(), seen=seen)
         if changes.graph.rows:
             self.rebuild()
+            self._fade_later()
         elif changes.io or changes.jobs or changes.status:
             self.update_rows()
 
     def rebuild(self) -> None:
-        """Lay out the tree anew; the cursor stays with what it was on."""
-        old, was_on = self.row, self.subject()
-        self.rows = flatten(self.state.graph, self.folded, self.filter_text)
-        if old is not None:
-            name = old.node.name if old.node is not None else None
-            places = [number for number, row in enumerate(self.rows) if row.key == old.key] or [
-                number
-                for number, row in enumerate(self.rows)
-                if name is not None and row.node is not None and row.node.name == name and row.kind != REFERENCE
-            ]
-            self.cursor = places[0] if places else min(self.cursor, max(0, len(self.rows) - 1))
+        """Lay out the tree anew; the cursor stays with what it was on, and that where it was on the screen."""
+        before, was_on, place = self.rows, self.subject(), self.cursor
+        rows = flatten(self.state.graph, self.folded, self.filter_text, fold_filters=self.filters_folded)
+        self.rows = with_gone(rows, self.marks.gone) if self.marks.gone and not self.filter_text else rows
+        if before:
+            line = place - self.top
+            self.cursor = nearest(before, place, self.rows)
+            self.top = max(0, self.cursor - line)
             self.show_row(self.cursor)
         self.update_rows()
         if self.subject() != was_on:
             self.cursor_moved()
         if self.is_mounted:
             self.screen.refresh_bindings()
+
+    # Marks of what has changed.
+
+    def _fade_later(self) -> None:
+        """Take the marks away when their time has come, and not a moment before: nothing is sent until then."""
+        due = self.marks.next_fade
+        if self._fading is not None:
+            self._fading.stop()
+            self._fading = None
+        if due is not None and self.is_mounted:
+            self._fading = self.set_timer(max(0.05, due - self._clock()), self._fade)
+
+    def _fade(self) -> None:
+        had_gone = bool(self.marks.gone)
+        if self.marks.fade(self._clock()):
+            if had_gone:
+                self.rebuild()
+            else:
+                self.update_rows()
+        self._fade_later()
+
+    def on_show(self, event: events.Show) -> None:
+        """What changed while the tree was out of sight is news from now on."""
+        self.marks.look(self._clock())
+        self._fade_later()
+
+    def mark(self, index: int) -> tuple[str, str]:
+        sign = self.marks.sign(self.rows[index])
+        return sign, _MARKS.get(sign, "text")
 
     def count(self) -> int:
         return len(self.rows)
@@ -139,6 +189,8 @@ class GraphPane(RowsPane):
         sizes = width - (_ALLOCATED + _SIZE)
         access = sizes - _ACCESS
         cells = next((cells + 1 for least, cells in _SPARKS if width >= least), 0)
+        if self.permissions_shown:
+            cells = _PERMISSIONS
         return access - cells, access, sizes
 
     def heading(self, line: Line) -> Line | None:
@@ -146,7 +198,9 @@ class GraphPane(RowsPane):
             return None
         spark, access, _ = self._columns(line.width)
         line.add("edge → node  driver" if self.look.symbols.arrow == "→" else "edge -> node  driver", "heading")
-        if spark < access:
+        if self.permissions_shown:
+            line.to(spark).add(" has  lets", "heading")
+        elif spark < access:
             line.to(spark).right("I/O", access - spark, "heading")
         line.to(access)
         return line.right("", _ACCESS).right("used", _ALLOCATED, "heading").right("size", _SIZE, "heading")
@@ -156,8 +210,10 @@ class GraphPane(RowsPane):
         self._draw_branch(row, line)
         if row.kind == PARENT:
             return self._draw_parent(row, line)
-        if row.kind == BROKEN:
+        if row.kind == BROKEN or (row.kind == GONE and row.node is None):
             return self._draw_broken(row, line)
+        if row.kind == GONE:
+            return self._draw_gone(row, line)
         return self._draw_node(row, line)
 
     def _draw_branch(self, row: TreeRow, line: Line) -> None:
@@ -180,7 +236,7 @@ class GraphPane(RowsPane):
         else:
             line.add("  ")
 
-    def _draw_edge(self, edge: EdgeInfo | None, line: Line) -> None:
+    def _draw_edge(self, edge: EdgeInfo | None, line: Line, filters: Sequence[str] = ()) -> None:
         if edge is None:
             return
         symbols = self.look.symbols
@@ -188,7 +244,34 @@ class GraphPane(RowsPane):
         if edge.parent_kind in ("monitor", "user"):
             name = edge.parent_kind
         line.add(safe_text(name), "edge").add(" ")
-        line.add(symbols.frozen_arrow if edge.frozen else symbols.arrow, "edge").add(" ")
+        arrow = symbols.frozen_arrow if edge.frozen else symbols.arrow
+        line.add(arrow, "edge").add(" ")
+        if filters:
+            known = self.state.graph.nodes.get(filters[0])
+            what = f"{len(filters)} filters" if len(filters) > 1 or known is None else known.driver
+            line.add(f"[{safe_text(what)}]", "dim").add(f" {arrow} ", "edge")
+
+    def _draw_permissions(self, row: TreeRow, line: Line, start: int, end: int) -> None:
+        """What the link takes and shares, in letters."""
+        line.to(start)
+        if row.edge is not None and row.edge.parent_kind != "monitor":
+            line.add(" ").add(permission_letters(row.edge.perm), "strong").add(" ")
+            line.add(permission_letters(row.edge.shared), "text", limit=end - line.used)
+        line.to(end)
+
+    def _draw_roles(self, row: TreeRow, line: Line, end: int) -> None:
+        """What the node is for its parent; that it is the primary child goes without saying where there is no room."""
+        roles = row.edge.roles if row.edge is not None else ()
+        for shown in (roles, [role for role in roles if role != "primary"]):
+            text = ", ".join(shown)
+            if text and len(text) + 3 <= end - line.used:
+                line.add("  ").add(text, "edge")
+                return
+
+    def _draw_gone(self, row: TreeRow, line: Line) -> Line:
+        assert row.node is not None
+        name = f"{row.edge.name} {self.look.symbols.arrow} " if row.edge is not None and row.edge.name else ""
+        return line.add(f"{safe_text(name)}{safe_text(row.node.name)}  {safe_text(row.node.driver)}  gone", "faint")
 
     def _draw_parent(self, row: TreeRow, line: Line) -> Line:
         parent = row.parent
@@ -198,6 +281,8 @@ class GraphPane(RowsPane):
         line.add("  ").add(safe_text(parent.model or parent.kind), "driver", limit=access - line.used - 1)
         self._add_hidden(row, line, access)
         edges = self.state.graph.children(parent.key)
+        if not edges and parent.kind == "device":
+            line.add("  no medium", "dim", limit=access - line.used)
         edge = next((edge for edge in edges if edge.child is not None), None)
         node = self.state.graph.nodes.get(edge.child) if edge is not None and edge.child is not None else None
         line.to(access)
@@ -226,25 +311,37 @@ class GraphPane(RowsPane):
         assert node is not None
         spark, access, _ = self._columns(line.width)
         if row.edge is not None and (row.depth or row.edge.parent_kind in ("monitor", "user")):
-            self._draw_edge(row.edge, line)
-        badges = self._badges(row)
-        badge_width = min(sum(len(text) + 1 for text, _ in badges), max(0, spark - line.used) // 2)
-        end = spark - badge_width
+            self._draw_edge(row.edge, line, row.filters)
+        # The name comes first, then the badges; driver and file name take what is left.
+        room, name = max(0, spark - line.used), safe_text(node.name)
+        signs = fitted(badges(self.state, row, symbols), max(room - len(name) - 1, room // 4))
+        end = spark - min(room, sum(len(text) + 1 for text, _ in signs))
         # What holds a format's data is written lighter, so that the chain itself stands out.
         style = "dim" if row.kind == REFERENCE else "node" if row.expandable or not row.depth else "text"
-        line.add(safe_text(node.name), style, limit=max(4, end - line.used))
-        line.add("  ", limit=end - line.used).add(safe_text(node.driver), "driver", limit=end - line.used - 1)
+        if self.filter_text and self.filter_text.casefold() in row_text(row):
+            style = "match"
+        line.add(name, style, limit=max(4, end - line.used))
+        driver = safe_text(node.driver)
+        if end - line.used - 3 >= min(len(driver), 5):
+            line.add("  ").add(driver, "driver", limit=end - line.used - 1)
         if row.kind == REFERENCE:
-            return line.add(f"  {symbols.see} shown above", "dim", limit=end - line.used)
+            line.add(f"  {symbols.see} shown above", "dim", limit=end - line.used)
+            if self.permissions_shown:
+                self._draw_permissions(row, line, spark, access)
+            return line
         self._add_hidden(row, line, end)
         name = safe_text(basename(node.filename))
-        if name and not self.state.graph.child(node.name, "file") and end - line.used >= 10:
+        if self.permissions_shown:
+            self._draw_roles(row, line, end)
+        elif name and not self.state.graph.child(node.name, "file") and end - line.used >= 10:
             line.add("  ").add(elide_middle(name, end - line.used - 1, symbols.ellipsis), "file")
         line.to(end)
-        for text, style in badges:
+        for text, style in signs:
             line.add(" ", limit=spark - line.used).add(text, style, limit=spark - line.used)
         line.to(spark)
-        if spark < access:
+        if self.permissions_shown:
+            self._draw_permissions(row, line, spark, access)
+        elif spark < access:
             picture = sparkline(self.state.io.bins(node.name, access - spark - 1), symbols.spark)
             line.add(" ").add(picture, "spark")
         mode = "ro" if node.read_only else "rw"
@@ -255,29 +352,6 @@ class GraphPane(RowsPane):
     def _add_hidden(self, row: TreeRow, line: Line, end: int) -> None:
         if row.hidden:
             line.add(f"  +{row.hidden}", "dim", limit=end - line.used)
-
-    def _badges(self, row: TreeRow) -> list[tuple[str, str]]:
-        """Signs of what goes on at a node: errors, jobs, other reasons why it is busy."""
-        node, symbols = row.node, self.look.symbols
-        assert node is not None
-        badges: list[tuple[str, str]] = []
-        if row.kind == REFERENCE:
-            return badges
-        if node.error:
-            badges.append((f"{symbols.error} error", "state.error"))
-        seen: set[str] = set()
-        for edge in self.state.graph.jobs_on(node.name):
-            parent = self.state.graph.parents.get(edge.parent)
-            job_id = parent.name or parent.id if parent is not None else edge.parent
-            if job_id in seen:
-                continue
-            seen.add(job_id)
-            job = self.state.jobs.live(job_id)
-            status = job.status if job is not None else "running"
-            badges.append((f"{symbols.state(status)} {safe_text(job_id)}", f"state.{status}"))
-        if not seen and any(not reason.startswith(_BACKING_REASON) for reason in node.busy):
-            badges.append((f"{symbols.busy} busy", "state.busy"))
-        return badges
 
     # Keys.
 
@@ -300,9 +374,50 @@ class GraphPane(RowsPane):
 
     def filter_changed(self) -> None:
         self.rebuild()
+        if self.filter_text and not self._is_match(self.cursor):
+            self._next_match(1, stay=True)
+
+    def filter_hint(self) -> str:
+        return super().filter_hint() if self.filtering else "n N next  Esc clear"
+
+    def _is_match(self, index: int) -> bool:
+        return index < len(self.rows) and self.filter_text.casefold() in row_text(self.rows[index])
+
+    def _next_match(self, step: int, *, stay: bool = False) -> None:
+        """On to the next row that itself has what is looked for, round the ends; the rows between only lead there."""
+        count = len(self.rows)
+        for distance in range(0 if stay else 1, count + 1 if count else 0):
+            index = (self.cursor + step * distance) % count
+            if self._is_match(index):
+                self.go_to(index)
+                return
+
+    async def _on_key(self, event: events.Key) -> None:
+        """While something is looked for, n and N go on to the next and the previous place."""
+        if self.filter_text and not self.filtering and event.key in ("n", "N"):
+            self._next_match(1 if event.key == "n" else -1)
+            event.stop()
+            event.prevent_default()
+            return
+        await super()._on_key(event)
+
+    def check_consume_key(self, key: str, character: str | None) -> bool:
+        return super().check_consume_key(key, character) or (bool(self.filter_text) and key in ("n", "N"))
+
+    def title_note(self) -> str:
+        if self.state.lost is not None:
+            return "as last seen"
+        return "filters folded" if self.filters_folded else ""
+
+    def action_permissions(self) -> None:
+        self.permissions_shown = not self.permissions_shown
+        self.update_rows()
+
+    def action_filters(self) -> None:
+        self.filters_folded = not self.filters_folded
+        self.rebuild()
 
     def on_focus(self) -> None:
-        super().on_focus()
         self.cursor_moved()
 
     def _set_folded(self, row: TreeRow, folded: bool) -> None:
@@ -316,6 +431,14 @@ class GraphPane(RowsPane):
         row = self.row
         if row is not None and row.expandable:
             self._set_folded(row, row.expanded)
+        elif row is not None and row.kind == REFERENCE:
+            self._go_to_node(row)
+
+    def _go_to_node(self, row: TreeRow) -> None:
+        """From a reference to the one place where the node is shown in full."""
+        self.go_to(
+            next((n for n, r in enumerate(self.rows) if r.node == row.node and r.kind != REFERENCE), self.cursor)
+        )
 
     def action_fold_or_up(self) -> None:
         row = self.row
@@ -330,8 +453,8 @@ class GraphPane(RowsPane):
             self._set_folded(row, False)
         elif row is not None and row.expandable:
             self.go_to(self.cursor + 1)
-        elif row is not None and row.kind == REFERENCE and row.node is not None:
-            self.go_to(next(n for n, r in enumerate(self.rows) if r.node == row.node and r.kind != REFERENCE))
+        elif row is not None and row.kind == REFERENCE:
+            self._go_to_node(row)
 
     def action_fold_all(self) -> None:
         self.folded = {row.fold_key for row in flatten(self.state.graph) if row.expandable and row.depth <= 1}
@@ -340,3 +463,23 @@ class GraphPane(RowsPane):
     def action_unfold_all(self) -> None:
         self.folded.clear()
         self.rebuild()
+
+    def reveal(self, subject: Subject) -> None:
+        """Bring the cursor to a node or parent, unfolding what hides it; nothing where the tree does not have it."""
+        for whole in (False, True):
+            if whole:
+                self.folded.clear()
+                self.filters_folded = False
+                if self.filter_text:
+                    self._set_filter("")
+                self.rebuild()
+            for index, row in enumerate(self.rows):
+                if row.kind == REFERENCE:
+                    continue
+                name = row.node.name if row.node is not None else None
+                key = row.parent.key if row.parent is not None else None
+                if (isinstance(subject, NodeSubject) and name == subject.name) or (
+                    isinstance(subject, ParentSubject) and key == subject.key
+                ):
+                    self.go_to(index)
+                    return

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from rich.cells import cell_len
 from textual.binding import Binding, BindingType
+from textual.timer import Timer
 
-from blockmon.backend import Backend, CommandError
-from blockmon.model.format import safe_text
+from blockmon.backend import Backend
+from blockmon.model.details import Answer, Details
+from blockmon.model.format import elide_middle, safe_text
 from blockmon.model.refresher import Changes, ScreenState
-from blockmon.tui.inspect_text import Pieces, json_lines, pages_for, wrap
+from blockmon.tui.inspect_pages import pages_for
+from blockmon.tui.inspect_text import Pieces, View, wrap
 from blockmon.tui.line import Line
 from blockmon.tui.look import Look
 from blockmon.tui.rows import RowsPane
 from blockmon.tui.subject import BrokenEdgeSubject, EventSubject, JobSubject, NodeSubject, ParentSubject, Subject
 
-_JSON = "JSON"
+_SHORT = {"Permissions": "Perms"}
+"""What sections are called where there is little room."""
+TICK = 1.0
+"""Seconds between two looks at what is asked for over and over."""
+_SHARED = ("query-",)
+"""Answers that tell of all things at once are kept when another is looked at."""
 
 
 class InspectorPane(RowsPane):
@@ -27,10 +34,10 @@ class InspectorPane(RowsPane):
     title = "Inspector"
     has_cursor = False
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("right,l", "section(1)", "section", key_display="→", id="inspector.section"),
-        Binding("left,h", "section(-1)", "previous section", key_display="←", show=False),
-        Binding("1", "section_number(1)", "turn to a section", key_display="1-4", show=False),
-        *(Binding(str(number), f"section_number({number})", show=False) for number in range(2, 5)),
+        Binding("right,l,right_square_bracket", "section(1)", "section", key_display="→", id="inspector.section"),
+        Binding("left,h,left_square_bracket", "section(-1)", "previous section", key_display="←", show=False),
+        Binding("1", "section_number(1)", "turn to a section", key_display="1-7", show=False),
+        *(Binding(str(number), f"section_number({number})", show=False) for number in range(2, 8)),
         Binding("y", "copy", "copy", id="inspector.copy"),
         Binding("r", "reload", "ask again", id="inspector.reload"),
     ]
@@ -38,25 +45,33 @@ class InspectorPane(RowsPane):
     def __init__(self, look: Look, state: ScreenState, *, id: str | None = None) -> None:
         super().__init__(look, id=id)
         self.state = state
-        self.backend: Backend | None = None
+        self.details = Details(self._start, self.renew)
         self.subject: Subject | None = None
         self.section = "Overview"
         self._lines: list[Pieces] = []
         self._wrapped: list[Pieces] = []
         self._wrapped_width = -1
-        self._json: Any = None
-        self._json_of: tuple[str, int] | None = None
         self._tops: dict[str, int] = {}
+        self._stamp = 0
+        """Grows when what was asked for may have changed."""
+        self._asked = False
+        self._timer: Timer | None = None
 
     # What there is.
 
     @property
     def sections(self) -> list[str]:
         """The names of the sections that the subject has."""
-        names = list(pages_for(self.state, self.subject))
-        if isinstance(self.subject, NodeSubject) and "query-named-block-nodes" in self.state.commands:
-            names.append(_JSON)
-        return names
+        return list(pages_for(self.state, self.subject))
+
+    @property
+    def backend(self) -> Backend | None:
+        """Who is asked."""
+        return self.details.backend
+
+    @backend.setter
+    def backend(self, backend: Backend | None) -> None:
+        self.details.backend = backend
 
     def inspect(self, subject: Subject | None) -> None:
         """Show *subject* from now on, in the section shown before where it has that."""
@@ -65,25 +80,58 @@ class InspectorPane(RowsPane):
         self.subject = subject
         self.top = 0
         self._tops.clear()
+        self.details.drop(_SHARED)
         self.renew()
 
     def model_changed(self, changes: Changes) -> None:
         """Take in what changed."""
+        if changes.graph.rows or changes.jobs or changes.status:
+            self._stamp += 1
         if changes.graph.rows or changes.io or changes.jobs or changes.status:
             self.renew()
 
     def renew(self) -> None:
         """Put the text together anew."""
         self._gone()
-        sections = self.sections
-        section = self.section if self.section in sections else (sections[0] if sections else "")
-        if section == _JSON:
-            self._lines = self._json_page()
-        else:
-            page = pages_for(self.state, self.subject).get(section)
-            self._lines = page(self.look) if page is not None else []
+        pages = pages_for(self.state, self.subject)
+        page = pages.get(self.section) or next(iter(pages.values()), None)
+        self._asked = False
+        self.details.waiting = False
+        self._lines = page(View(self.state, self.look, self.inner_width, self._ask)) if page is not None else []
         self._wrapped_width = -1
+        if self._timer is not None:
+            # Nothing ticks where nothing has to be asked for again.
+            if self._asked or self.details.waiting:
+                self._timer.resume()
+            else:
+                self._timer.pause()
         self.update_rows()
+
+    def _ask(self, command: str, arguments: Mapping[str, Any] | None, every: float | None) -> Answer:
+        """Ask the server for the page that is looked at; one that is not in sight keeps what is known."""
+        if every is not None:
+            self._asked = True
+        if not self.display or not self.size.area:
+            return self.details.known(command, arguments)
+        return self.details.ask(command, arguments, stamp=self._stamp, every=every)
+
+    def _start(self, query: Coroutine[Any, Any, None]) -> None:
+        self.run_worker(query, group="details")
+
+    def on_mount(self) -> None:
+        self._timer = self.set_interval(TICK, self._tick, pause=True)
+
+    def _tick(self) -> None:
+        if self.display and self.size.area:
+            self.renew()
+
+    def on_show(self) -> None:
+        """Ask for what was not asked for while nobody saw it."""
+        self.renew()
+
+    def on_resize(self) -> None:
+        """The columns of a page depend on its width."""
+        self.renew()
 
     def _gone(self) -> None:
         """Forget a subject that does not exist any more."""
@@ -92,39 +140,8 @@ class InspectorPane(RowsPane):
             (isinstance(subject, NodeSubject) and subject.name not in state.graph.nodes)
             or (isinstance(subject, ParentSubject) and subject.key not in state.graph.parents)
             or (isinstance(subject, JobSubject) and state.jobs.by_serial(subject.serial) is None)
-            or (isinstance(subject, EventSubject) and subject.number < state.events.first)
         ):
             self.subject = None
-
-    def _json_page(self) -> list[Pieces]:
-        assert isinstance(self.subject, NodeSubject)
-        wanted = (self.subject.name, self.state.graph.generation)
-        if self._json_of != wanted:
-            known = self._json_of is not None and self._json_of[0] == wanted[0]
-            self._json_of = wanted
-            if not known:
-                self._json = None
-            self.run_worker(self._fetch_json(self.subject.name), group="json", exclusive=True)
-        if self._json is None:
-            return [[("asking query-named-block-nodes …", "dim")]]
-        if isinstance(self._json, CommandError):
-            return [[(safe_text(self._json.desc), "state.error")]]
-        return json_lines(self._json)
-
-    async def _fetch_json(self, name: str) -> None:
-        if self.backend is None:
-            return
-        try:
-            nodes = await self.backend.execute("query-named-block-nodes", {"flat": True})
-            answer: Any = next((node for node in nodes if node.get("node-name") == name), None)
-            if answer is None:
-                answer = CommandError("GenericError", f"query-named-block-nodes does not list node '{name}'")
-        except CommandError as error:
-            answer = error
-        except (asyncio.CancelledError, OSError, EOFError, RuntimeError):
-            return
-        self._json = answer
-        self.renew()
 
     # Drawing.
 
@@ -161,24 +178,28 @@ class InspectorPane(RowsPane):
             if job is not None:
                 return dot.join(filter(None, (safe_text(job.id), job.type, job.word)))
         if isinstance(subject, EventSubject):
-            return safe_text(state.events[subject.number].name)
+            return safe_text(subject.entry.name)
         return self.title
 
     def heading(self, line: Line) -> Line | None:
         sections = self.sections
         if len(sections) < 2 and self.show_title:
             return None
-        current = self.section if self.section in sections else sections[0]
-        for number, name in enumerate(sections, 1):
-            if name == current:
-                line.add(f"{number} {name}", "tab-active" if self.has_focus else "strong")
-            else:
-                line.add(f"{number} ", "faint").add(name, "dim")
-            line.add("  ")
-        if not self.show_title and self.subject is not None:
-            # Among tabs there is no title that would name it.
-            text = self.title_text()
-            line.to(max(line.used, line.width - cell_len(text))).add(text, "strong")
+        current = sections.index(self.section) if self.section in sections else 0
+        # Among tabs there is no title that would name it; the name alone is enough where the numbers then have room.
+        whole = self.title_text() if not self.show_title and self.subject is not None else ""
+        short = whole.partition(f" {self.look.symbols.dot} ")[0]
+        heads = list(_heads(sections, current))
+        for variant, name in (*((head, whole) for head in heads[:-1]), (heads[-2], short), (heads[-1], whole)):
+            if sum(cell_len(text) for text, _ in variant) + (cell_len(name) + 2 if name else 0) <= line.width:
+                break
+        else:
+            name = elide_middle(short, max(0, line.width // 3), self.look.symbols.ellipsis)
+            variant = _window(heads[-1], line.width - (cell_len(name) + 2 if name else 0), self.look)
+        for text, style in variant:
+            line.add(text, "tab-active" if style == "strong" and self.has_focus else style)
+        if name:
+            line.to(max(line.used, line.width - cell_len(name))).add(name, "strong")
         return line
 
     # Keys.
@@ -186,7 +207,9 @@ class InspectorPane(RowsPane):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Asking again makes sense for what was asked for only once."""
         if action == "reload":
-            return self.section == _JSON and isinstance(self.subject, NodeSubject)
+            return self.section in ("Options", "Image", "JSON") and self.section in self.sections
+        if action == "section":
+            return len(self.sections) > 1
         return True
 
     def show_section(self, name: str) -> None:
@@ -214,5 +237,39 @@ class InspectorPane(RowsPane):
             self.post_message(self.Copied(text, "the page"))
 
     def action_reload(self) -> None:
-        self._json_of = None
+        self.details.forget()
         self.renew()
+
+
+def _heads(sections: Sequence[str], current: int) -> Iterator[Pieces]:
+    """The sections as a line, in ever shorter forms; the one that is shown stands out."""
+    for short, numbered, gap in ((False, True, 2), (True, True, 2), (True, True, 1), (True, False, 1)):
+        line: Pieces = []
+        for number, full in enumerate(sections):
+            name = _SHORT.get(full, full) if short else full
+            if number == current:
+                line.append((f"{number + 1} {name}" if numbered else name, "strong"))
+            else:
+                line += [(f"{number + 1} ", "faint")] if numbered else []
+                line.append((name, "dim"))
+            line.append((" " * gap, "text"))
+        yield line[:-1]
+
+
+def _window(line: Pieces, room: int, look: Look) -> Pieces:
+    """The part of a line of sections around the one that is shown."""
+    mark = look.symbols.ellipsis
+    place = next(number for number, (_, style) in enumerate(line) if style == "strong")
+    first = last = place
+    used = cell_len(line[place][0]) + 2 * cell_len(mark)
+    while True:
+        for step in (last + 2, first - 2):
+            more = cell_len(line[step][0]) + 1 if 0 <= step < len(line) else room
+            if used + more <= room:
+                used += more
+                first, last = min(first, step), max(last, step)
+                break
+        else:
+            break
+    before: Pieces = [(mark, "faint")] if first else []
+    return [*before, *line[first : last + 1], *([(mark, "faint")] if last + 1 < len(line) else [])]

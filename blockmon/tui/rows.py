@@ -73,6 +73,10 @@ class RowsPane(Widget, can_focus=True):
         """Put row *index* together."""
         raise AssertionError
 
+    def mark(self, index: int) -> tuple[str, str]:
+        """A sign of one cell for the left margin of row *index*, and its style; '' for none."""
+        return "", ""
+
     def heading(self, line: Line) -> Line | None:
         """The line of column titles above the rows, if there is one."""
         return None
@@ -155,7 +159,7 @@ class RowsPane(Widget, can_focus=True):
             if self.has_cursor and index == self.cursor:
                 over = look.overlay(self.cursor_style if self.has_focus else "cursor-blurred")
             strip = self.draw(index, Line(look, self.inner_width)).finish(self.fill, over)
-            strips.append(self._framed(strip, look.symbols.thumb if position in thumb else ""))
+            strips.append(self._framed(strip, look.symbols.thumb if position in thumb else "", self.mark(index)))
         if not total:
             for text in self.empty_text():
                 strips.append(self._framed(Line(look, self.inner_width).add(text, "dim").finish(), ""))
@@ -175,10 +179,11 @@ class RowsPane(Widget, can_focus=True):
             line.add(f" {note} ", "dim")
         return line.to(width, "rule", symbols.rule).finish()
 
-    def _framed(self, row: Strip, mark: str) -> Strip:
+    def _framed(self, row: Strip, mark: str, sign: tuple[str, str] = ("", "")) -> Strip:
         left = Line(self.look, 2 if self.rule else 1)
         if self.rule:
             left.add(self.look.symbols.column, "rule")
+        left.add(*sign)
         right = Line(self.look, 1).add(mark, "rule")
         return join(left.finish(self.fill), row, right.finish(self.fill))
 
@@ -190,6 +195,10 @@ class RowsPane(Widget, can_focus=True):
         start = self.top * (visible - size) // max(1, total - visible)
         return range(start, start + size)
 
+    def filter_hint(self) -> str:
+        """Which keys there are for the filter."""
+        return "Enter keep  Esc clear"
+
     def _draw_filter(self) -> Strip:
         line = (
             Line(self.look, self.inner_width)
@@ -198,7 +207,8 @@ class RowsPane(Widget, can_focus=True):
         )
         if self.filtering:
             line.add(self.look.symbols.caret, "strong")
-        line.to(max(line.used + 2, line.width - 21)).add("Enter keep  Esc clear", "dim")
+        hint = self.filter_hint()
+        line.to(max(line.used + 2, line.width - len(hint))).add(hint, "dim")
         return self._framed(line.finish(), "")
 
     # Moving.
@@ -316,6 +326,11 @@ class RowsPane(Widget, can_focus=True):
 
     def on_blur(self) -> None:
         self.filtering = False
+        self.update_rows()
+
+    def watch_has_focus(self, has_focus: bool) -> None:
+        # on_focus() and on_blur() are called before the widget itself knows.
+        super().watch_has_focus(has_focus)
         self.update_rows()
 
     def on_resize(self) -> None:
