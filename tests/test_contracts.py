@@ -24,7 +24,7 @@ def test_engine_has_no_screen() -> None:
     assert not loaded & {"blockmon", "textual", "rich", "prompt_toolkit", "pygments"}
 
 
-@pytest.mark.parametrize("args", [["--version"], ["--help"], ["--add-fd", "x"]])
+@pytest.mark.parametrize("args", [["--version"], ["--help"], ["doctor", "x"]])
 def test_answers_about_itself_load_nothing_heavy(args: list[str]) -> None:
     loaded = packages(modules_after(f"from blockmon.cli import main; main({args!r})"))
     assert "blockmon" in loaded

@@ -7,34 +7,38 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from textual import events
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 
 from blockmon.backend import Backend, CommandError
-from blockmon.model.format import safe_text
+from blockmon.config import Config, config_path
 from blockmon.model.refresher import Changes, Refresher, ScreenState
 from blockmon.options import CommonOptions, StartupError
 from blockmon.repl.session import ReplSession
-from blockmon.themes import ThemeFile, find_theme, load_themes
-from blockmon.tui.actions import choices
+from blockmon.themes import ThemeFile, brief, find_theme
 from blockmon.tui.bars import FooterBar, HeaderBar, PromptTitle, Tab, TabBar
+from blockmon.tui.commanding import CommandingApp
+from blockmon.tui.configured import keymap, keys_of_application, pane_bindings, tabs
 from blockmon.tui.events_pane import EventsPane
 from blockmon.tui.graph_pane import GraphPane
 from blockmon.tui.help import help_sections
 from blockmon.tui.inspector import InspectorPane
 from blockmon.tui.jobs_pane import JobsPane
-from blockmon.tui.look import Look, textual_theme
-from blockmon.tui.popups import ActionsPopup, HelpPopup
+from blockmon.tui.look import Look
+from blockmon.tui.popups import HelpPopup
 from blockmon.tui.prompt_pane import PromptPane
 from blockmon.tui.rows import RowsPane
-from blockmon.tui.subject import JobSubject, NodeSubject, Subject
+from blockmon.tui.subject import JobSubject, Subject
 from blockmon.tui.symbols import symbols_for
 
-WIDE = 110
-"""Columns from which on all panes stand side by side."""
-TALL = 22
-"""Rows that this takes."""
+TINY = 8
+"""Rows below which there is room for one pane and nothing else."""
+SHORT = 14
+"""Rows for pane and prompt below which the prompt gives up what it does not need."""
+
+SETTLED = 1.0
+"""Seconds after which what stands once the server is up is there for good."""
 
 TABS = (
     Tab("graph", "F2", "Graph"),
@@ -44,7 +48,7 @@ TABS = (
 )
 
 
-class BlockmonApp(App[int]):
+class BlockmonApp(CommandingApp):
     """
     The screen. It starts *backend* and then *session*, after the first frame stands; closing them is the caller's.
 
@@ -55,7 +59,7 @@ class BlockmonApp(App[int]):
     ENABLE_COMMAND_PALETTE = False
     AUTO_FOCUS = None
     CSS = """
-    Screen { layout: vertical; background: $background; color: $foreground; }
+    Screen { layout: vertical; overflow: hidden; background: $background; color: $foreground; }
     Popup { background: transparent; }
     #body { height: 1fr; }
     #left { width: 1fr; }
@@ -72,8 +76,11 @@ class BlockmonApp(App[int]):
         Binding("f5", "pane('prompt')", "repl", priority=True, id="pane.repl"),
         Binding("f6", "pane('inspector')", "inspector", priority=True, id="pane.inspector"),
         Binding("f7", "next_theme", "next theme", show=False, priority=True, id="theme.next"),
+        Binding("ctrl+z", "suspend_process", "suspend", show=False, priority=True, id="suspend"),
         Binding("f8", "zoom", "zoom", show=False, priority=True, id="zoom.anywhere"),
+        Binding("f9", "palette", "commands and views", show=False, priority=True, id="palette.anywhere"),
         Binding("a", "actions", "actions", id="actions"),
+        Binding("colon,ctrl+p", "palette", "commands", key_display=":", id="palette"),
         Binding("z", "zoom", "zoom", id="zoom"),
         Binding("escape", "back", "back", key_display="Esc", id="back"),
         Binding("ctrl+q", "quit", "quit", priority=True, id="quit"),
@@ -86,33 +93,35 @@ class BlockmonApp(App[int]):
         options: CommonOptions,
         *,
         clock: Callable[[], float] = time.monotonic,
+        config: Config | None = None,
     ) -> None:
+        self.config = config if config is not None else Config(config_path())
+        self.keymap = keymap(self.config, [*self.BINDINGS, *pane_bindings()])
         theme, problems = find_theme(options.theme)
-        self.look = Look(theme, symbols_for())
-        ours = textual_theme(theme)
-        super().__init__(ansi_color=True if ours.ansi else None)
-        self.register_theme(ours)
-        self.theme = ours.name
+        super().__init__(Look(theme, symbols_for()), low_bandwidth=options.low_bandwidth)
         self.backend = backend
         self.session = session
         self.options = options
         self.state = ScreenState(title=backend.title)
-        self.refresher = Refresher(backend, self.state, self._model_changed, clock=clock)
+        pause = 1 / self.config.screen.updates
+        self.refresher = Refresher(backend, self.state, self._model_changed, clock=clock, coalesce=pause)
         self.start_error: BaseException | None = None
         """Why the backend did not come up; the application has then ended by itself."""
-        self._problems = problems
+        self._problems = [*self.config.problems, *problems]
         self._built = False
         self._wide = True
+        self._tiny = False
+        self._at_prompt = False
         self._zoomed: str | None = None
-        self._active = "graph"
-        self._before_inspector = "graph"
+        self._active = self.config.screen.panes[0]
+        self._before_inspector = self._active
 
     # Building the screen.
 
     def compose(self) -> ComposeResult:
         look, state = self.look, self.state
         self.header = HeaderBar(look, state, id="header")
-        self.tabs = TabBar(look, TABS, self._tab_note, id="tabs")
+        self.tabs = TabBar(look, tabs(TABS, self.config, self.keymap), self._tab_note, id="tabs")
         self.graph = GraphPane(look, state, id="graph")
         self.jobs = JobsPane(look, state, id="jobs")
         self.inspector = InspectorPane(look, state, id="inspector")
@@ -120,6 +129,8 @@ class BlockmonApp(App[int]):
         self.prompt_title = PromptTitle(look, id="prompt-title")
         theme = look.theme
         self.prompt = PromptPane(self.session, prompt_table=theme.prompt, syntax_table=theme.syntax, id="prompt")
+        self.prompt.leave_to_application(keys_of_application(self.keymap, self.BINDINGS))
+        self.prompt.keep = self.keep_at_prompt
         self.footer = FooterBar(look, id="footer")
         self.inspector.backend = self.backend
         self.panes: dict[str, RowsPane] = {
@@ -141,12 +152,22 @@ class BlockmonApp(App[int]):
 
     def on_mount(self) -> None:
         self._built = True
+        self.watch_theme_file()
+        if self.keymap:
+            self.set_keymap(self.keymap)
         if self._problems:
-            self.header.say(self._problems[0], error=True)
+            # There is little room; the prompt has it with the whole path.
+            self.theme_problem(self._problems[0].removeprefix(f"{self.config.path.parent}/"))
+        for problem in self._problems:
+            self.session.notice(problem)
         self._arrange()
-        self.graph.focus()
+        self.focus_first()
         # The frame stands before the backend is opened.
         self.call_after_refresh(lambda: self.run_worker(self._follow(), name="follow"))
+
+    def focus_first(self) -> None:
+        """Turn to the pane that one begins at."""
+        self.panes[self._active].focus()
 
     async def _follow(self) -> None:
         """Bring the backend up and follow it."""
@@ -158,11 +179,20 @@ class BlockmonApp(App[int]):
             self.exit(1)
             return
         await self.session.start()
+        self.set_timer(SETTLED, self.settle)
+        self.started()
         try:
             await self.refresher.run()
         except CommandError as error:
             self.state.lost = error.desc
             self._model_changed(Changes(status=True))
+
+    def started(self) -> None:
+        """Called when the backend stands and the prompt can be used."""
+
+    async def finish(self, status: int) -> int:
+        """Called when the screen is gone and the backend still stands; returns the program's exit status."""
+        return status
 
     def _model_changed(self, changes: Changes) -> None:
         if not self._built or self._exit:
@@ -194,21 +224,25 @@ class BlockmonApp(App[int]):
     def _shown(self) -> set[str]:
         if self._zoomed is not None:
             return {self._zoomed}
-        return {*self.panes, "prompt"} if self._wide else {self._active, "prompt"}
+        if self._tiny:
+            return {"prompt" if self._at_prompt else self._active}
+        return {*self.config.screen.panes, "prompt"} if self._wide else {self._active, "prompt"}
 
     def _arrange(self, width: int | None = None, height: int | None = None) -> None:
         """Show the panes that fit, in the sizes that suit."""
         width, height = width or self.size.width, height or self.size.height
-        self._wide = width >= WIDE and height >= TALL
+        self._wide = width >= self.config.screen.wide and height >= self.config.screen.tall
+        self._tiny = height < TINY
+        self.header.display = self.footer.display = not self._tiny
         shown, rule = self._shown(), self.look.symbols
-        tabs = not self._wide and self._zoomed is None
-        self.tabs.display = tabs
+        alone = not self._wide and self._zoomed is None
+        self.tabs.display = alone
         self.tabs.active = self._active
         for name, pane in self.panes.items():
             pane.display = name in shown
-            pane.show_title = not tabs
+            pane.show_title = not alone
         left = width * 27 // 50
-        both = self._wide and self._zoomed is None
+        both = self._wide and self._zoomed is None and shown & {"graph", "jobs"} and shown & {"inspector", "events"}
         for column, members, columns in (
             (self.left, ("graph", "jobs"), left),
             (self.right, ("inspector", "events"), width - left),
@@ -220,13 +254,13 @@ class BlockmonApp(App[int]):
         self.prompt_title.join_at = left if both else None
         self.body.display = shown != {"prompt"}
         self.repl.display = "prompt" in shown
-        rows = height - 2 - int(tabs)
+        rows = height - (0 if self._tiny else 2) - int(alone)
         prompt_rows = self._prompt_rows(rows)
         self.repl.styles.height = "1fr" if shown == {"prompt"} else prompt_rows
-        lower = max(4, min(10, (rows - prompt_rows) * 3 // 10)) if both else None
-        for pane in (self.jobs, self.log_pane):
-            pane.styles.height = "1fr" if lower is None else lower
-        self.footer.left_out = frozenset(tab.key.lower() for tab in TABS) if tabs else frozenset()
+        lower = max(4, min(10, (rows - prompt_rows) * 3 // 10))
+        for pane, above in ((self.jobs, self.graph), (self.log_pane, self.inspector)):
+            pane.styles.height = lower if above.display and pane.display else "1fr"
+        self.footer.left_out = frozenset(tab.key.lower() for tab in self.tabs.tabs) if alone else frozenset()
         for bar in (self.header, self.tabs, self.prompt_title, self.footer):
             bar.update_line()
         for pane in self.panes.values():
@@ -234,9 +268,13 @@ class BlockmonApp(App[int]):
 
     def _prompt_rows(self, rows: int) -> int:
         """Rows of the prompt with its title: more while one types where there is little room."""
+        if self.config.screen.prompt_rows and rows >= SHORT:
+            return max(3, min(self.config.screen.prompt_rows, rows - 4))
         if self._wide:
             return max(7, min(14, rows * 3 // 10))
-        return max(8, rows * 11 // 20) if self.prompt.has_focus else max(6, rows * 3 // 10)
+        if rows < SHORT:
+            return max(4, rows * 11 // 20) if self._at_prompt else 2
+        return max(8, rows * 11 // 20) if self._at_prompt else max(6, rows * 3 // 10)
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         name = event.widget.id or ""
@@ -246,7 +284,7 @@ class BlockmonApp(App[int]):
             if name != "inspector":
                 self._before_inspector = name
             self._active = name
-        self.prompt_title.focused_below = name == "prompt"
+        self.prompt_title.focused_below = self._at_prompt = name == "prompt"
         if self._zoomed is not None:
             self._zoomed = name
         if not self._wide or self._zoomed is not None:
@@ -256,8 +294,12 @@ class BlockmonApp(App[int]):
 
     def action_pane(self, name: str) -> None:
         """Turn to a pane."""
+        if name in self.panes and name not in self.config.screen.panes:
+            self.header.say(f"the configuration leaves out the pane {name}")
+            return
         if name == "inspector" and self._active != "inspector":
             self._before_inspector = self._active
+        self._at_prompt = name == "prompt"
         if name in self.panes:
             self._active = name
         if self._zoomed is not None:
@@ -324,83 +366,64 @@ class BlockmonApp(App[int]):
 
     # Commands for the prompt.
 
-    def write_command(self, text: str) -> None:
-        """Put a command into the prompt, and turn to it."""
-        self.action_pane("prompt")
-        self.prompt.set_input(text)
-
     def on_jobs_pane_command(self, message: JobsPane.Command) -> None:
-        self.write_command(message.text)
+        self.choose(message.choice)
 
-    def action_actions(self) -> None:
-        """Open the menu of what can be done to the selection."""
-        subject = self.selection()
-        found = choices(self.state, subject)
-        if not found:
-            return
-        name = ""
-        if isinstance(subject, NodeSubject):
-            name = subject.name
-        elif isinstance(subject, JobSubject):
-            job = self.state.jobs.by_serial(subject.serial)
-            name = job.id if job is not None else ""
+    def on_events_pane_jumped(self, message: EventsPane.Jumped) -> None:
+        self.reveal(message.subject)
 
-        def chosen(command: str | None) -> None:
-            if command is not None:
-                self.write_command(command)
+    def on_events_pane_told(self, message: EventsPane.Told) -> None:
+        self.header.say(message.text, error=message.error)
 
-        self.push_screen(ActionsPopup(self.look, safe_text(name), found), chosen)
-
-    def action_node(self, key: str) -> None:
-        """Write the command of a node's action."""
-        for choice in choices(self.state, self.selection()):
-            if choice.key == key:
-                self.write_command(choice.command)
+    def reveal(self, subject: Subject | None) -> None:
+        """Turn to a thing in the pane that lists it."""
+        if isinstance(subject, JobSubject):
+            self.jobs.select(subject.serial)
+            self.action_pane("jobs")
+        elif subject is not None:
+            self.graph.reveal(subject)
+            self.action_pane("graph")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys that would do nothing are not there."""
         if not self._built:
             return True
-        if action in ("help", "pane", "zoom", "next_theme") and len(self.screen_stack) > 1:
+        if action in ("help", "pane", "zoom", "next_theme", "palette") and len(self.screen_stack) > 1:
             return False
+        if action == "pane" and parameters and parameters[0] != "prompt":
+            return parameters[0] in self.config.screen.panes
         if action == "actions":
-            return bool(choices(self.state, self.selection()))
+            return bool(self.choices())
         if action == "zoom":
             return self.focused is not None
         if action == "back":
             return self._zoomed is not None or self._active == "inspector"
         return True
 
-    # Themes, help, the end.
+    # Colours, help, the end.
 
-    def use_theme(self, theme: ThemeFile) -> None:
+    def theme_changed(self, theme: ThemeFile) -> None:
         """Change the colours of everything."""
-        self.look.use(theme)
-        ours = textual_theme(theme)
-        self.register_theme(ours)
-        self.ansi_color = True if ours.ansi else None
-        self.theme = ours.name
         self.prompt.apply_theme(theme.prompt, theme.syntax)
         self._arrange()
-        self.refresh(layout=False)
 
-    def action_next_theme(self) -> None:
-        themes, _ = load_themes()
-        names = sorted(themes)
-        if names:
-            current = self.look.theme.name
-            following = [name for name in names if name > current] or names
-            self.use_theme(themes[following[0]])
+    def theme_problem(self, text: str) -> None:
+        """Tell what is wrong with a theme's file."""
+        self.header.say(brief(text), error=True)
 
     def action_help(self) -> None:
-        self.push_screen(HelpPopup(self.look, help_sections(self.look, self.BINDINGS)))
+        focused = self.focused.id if self.focused is not None else None
+        self.push_screen(HelpPopup(self.look, help_sections(self.look, self.BINDINGS, focused, self.keymap)))
 
     def on_prompt_pane_quit(self) -> None:
-        self.exit(0)
+        if self.session.ended:
+            self.exit(0)
+        else:
+            self.leave(lambda: self.exit(0))
 
     def action_help_quit(self) -> None:
         """For those who try Ctrl+C."""
         self.header.say("Ctrl+Q quits")
 
     async def action_quit(self) -> None:
-        self.exit(0)
+        self.leave(lambda: self.exit(0))

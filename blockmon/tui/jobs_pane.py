@@ -11,7 +11,7 @@ from textual.message import Message
 from blockmon.model.format import duration_short, elide_middle, rate_short, safe_text, size_short
 from blockmon.model.jobs import FAILED, Job
 from blockmon.model.refresher import Changes, ScreenState
-from blockmon.tui.actions import JOB_ACTIONS, job_choices
+from blockmon.tui.actions import JOB_ACTIONS, Choice, job_choices
 from blockmon.tui.line import Line
 from blockmon.tui.look import Look
 from blockmon.tui.rows import RowsPane
@@ -40,11 +40,11 @@ class JobsPane(RowsPane):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "choose", "inspect", key_display="Enter", id="jobs.inspect"),
         *(
-            Binding(action.key, f"verb('{action.key}')", action.name, id=f"jobs.{action.verb}")
+            Binding(action.key, f"verb('{action.key}')", action.name, id=f"jobs.{action.name.replace(' ', '_')}")
             for action in JOB_ACTIONS
         ),
         Binding("x,delete", "put_away", "put away", key_display="x", id="jobs.put_away"),
-        Binding("X", "put_away_all", "put away all that are over", key_display="X", show=False),
+        Binding("X", "put_away_all", "put all away", key_display="X", id="jobs.put_away_all"),
     ]
 
     class Selected(Message):
@@ -58,11 +58,11 @@ class JobsPane(RowsPane):
         """A job was chosen to be looked at closely."""
 
     class Command(Message):
-        """A command is to be written into the prompt."""
+        """An action was chosen."""
 
-        def __init__(self, text: str) -> None:
+        def __init__(self, choice: Choice) -> None:
             super().__init__()
-            self.text = text
+            self.choice = choice
 
     def __init__(self, look: Look, state: ScreenState, *, id: str | None = None) -> None:
         super().__init__(look, id=id)
@@ -82,6 +82,8 @@ class JobsPane(RowsPane):
     def model_changed(self, changes: Changes) -> None:
         """Take in what changed; the cursor stays with its job."""
         if not changes.jobs:
+            if changes.status:
+                self.update_rows()
             return
         old = self.job
         self._take_jobs()
@@ -90,6 +92,9 @@ class JobsPane(RowsPane):
         self.update_rows()
         if self.has_focus:
             self.screen.refresh_bindings()
+
+    def title_note(self) -> str:
+        return "as last seen" if self.state.lost is not None else ""
 
     def _take_jobs(self) -> None:
         self.jobs = self.state.jobs.listed()
@@ -133,6 +138,13 @@ class JobsPane(RowsPane):
         line.right(rate_short(job.rate), 8, "size")
         return line.right(duration_short(job.time_left), 7, "dim")
 
+    def select(self, serial: int) -> None:
+        """Bring the cursor to the job with this serial number, if it is listed."""
+        self._take_jobs()
+        for index, job in enumerate(self.jobs):
+            if job.serial == serial:
+                self.go_to(index)
+
     # Keys.
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -155,7 +167,7 @@ class JobsPane(RowsPane):
         if job is not None:
             for choice in job_choices(self.state, job.serial):
                 if choice.key == key:
-                    self.post_message(self.Command(choice.command))
+                    self.post_message(self.Command(choice))
 
     def action_put_away(self) -> None:
         if self.job is not None and self.state.jobs.put_away(self.job.serial):
@@ -182,5 +194,5 @@ class JobsPane(RowsPane):
         self.row_chosen()
 
     def on_focus(self) -> None:
-        super().on_focus()
+        # Textual calls the base class's own handler as well.
         self.cursor_moved()

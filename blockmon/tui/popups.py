@@ -64,9 +64,14 @@ class Popup(ModalScreen[str | None]):
     }
     Popup.-ascii > Vertical { border: ascii $accent; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "close", "close", key_display="Esc")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "close", "close", key_display="Esc"),
+        Binding("f1", "help", "help"),
+    ]
 
     rows_below = 0
+    least_width = 0
+    """Cells for the rows at least, where there is room."""
 
     def __init__(self, look: Look, title: str, rows: Sequence[Row], *, has_cursor: bool, foot: str) -> None:
         super().__init__(classes="" if look.symbols.arrow == "→" else "-ascii")
@@ -79,8 +84,13 @@ class Popup(ModalScreen[str | None]):
             # As content and not as text, for a name may look like markup.
             frame.border_title = Content(self._title)
             frame.border_subtitle = Content(self._foot)
+            yield from self.compose_above()
             yield self.list
             yield from self.compose_below()
+
+    def compose_above(self) -> ComposeResult:
+        """More widgets above the list."""
+        yield from ()
 
     def compose_below(self) -> ComposeResult:
         """More widgets below the list."""
@@ -95,11 +105,21 @@ class Popup(ModalScreen[str | None]):
 
     def _fit(self) -> None:
         width = max((sum(len(text) for text, _ in row) for row in self.list.rows), default=20)
-        self.list.styles.width = min(width + 2, self.size.width - 2)
+        self.list.styles.width = min(max(width, len(self._foot) + 2, self.least_width) + 2, self.size.width - 2)
         self.list.styles.height = max(1, min(len(self.list.rows), self.size.height - 2 - self.rows_below))
 
     def action_close(self) -> None:
         self.dismiss(None)
+
+    def action_help(self) -> None:
+        """Show this popup's own keys."""
+        ascii_only = self.look.symbols.arrow != "→"
+        own = [binding for kind in type(self).__mro__ for binding in vars(kind).get("BINDINGS", ())]
+        sections = [
+            (self._title or "Here", binding_lines(own, ascii_only)),
+            ("In every list", binding_lines(RowsPane.BINDINGS, ascii_only)),
+        ]
+        self.app.push_screen(HelpPopup(self.look, sections))
 
 
 class HelpPopup(Popup):
@@ -147,14 +167,12 @@ class ActionsPopup(Popup):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "pick", "write into the prompt", key_display="Enter")]
     DEFAULT_CSS = "ActionsPopup _CommandText { height: 3; margin: 1 0 0 0; }"
     rows_below = 4
+    least_width = 69
 
     def __init__(self, look: Look, title: str, choices: Sequence[Choice]) -> None:
         self.choices = list(choices)
-        names = max((len(choice.name) for choice in choices), default=0)
-        rows: list[Row] = [
-            ((f"{choice.key}  ", "popup-key"), (f"{choice.name:<{max(names, 66)}}", "popup")) for choice in self.choices
-        ]
-        foot = f"Enter writes it into the prompt {look.symbols.dot} Esc close"
+        rows: list[Row] = [((f"{choice.key:<3}", "popup-key"), (choice.name, "popup")) for choice in self.choices]
+        foot = f"Enter takes it to the prompt {look.symbols.dot} Esc close"
         super().__init__(look, title, rows, has_cursor=True, foot=foot)
         self.command = _CommandText(look)
         self.list.on_cursor = self._show_command
@@ -178,7 +196,7 @@ class ActionsPopup(Popup):
     def on_key(self, event: events.Key) -> None:
         """Pick by the action's own key."""
         for choice in self.choices:
-            if choice.key == event.character:
+            if choice.key and choice.key == event.character:
                 event.stop()
                 self.dismiss(choice.command)
                 return
@@ -195,5 +213,5 @@ def binding_lines(bindings: Iterable[BindingType], ascii_only: bool = False) -> 
             key_name(Binding(key, binding.action, key_display=binding.key_display if number == 0 else None), ascii_only)
             for number, key in enumerate(binding.key.split(","))
         ]
-        lines.append((" ".join(dict.fromkeys(names)), binding.description))
+        lines.append((" ".join(dict.fromkeys(names)), binding.tooltip or binding.description))
     return lines

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
 from prompt_toolkit.application import Application, create_app_session
 from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.data_structures import Size
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import Condition, has_focus
@@ -35,7 +34,6 @@ from prompt_toolkit.layout import (
 )
 from prompt_toolkit.layout.processors import BeforeInput, HighlightMatchingBracketProcessor, HighlightSearchProcessor
 from prompt_toolkit.layout.screen import Screen
-from prompt_toolkit.output import ColorDepth, DummyOutput
 from prompt_toolkit.styles import BaseStyle
 from prompt_toolkit.widgets import SearchToolbar, ValidationToolbar
 from textual import events
@@ -44,37 +42,23 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from blockmon.repl.keys import CONTINUATION, PROMPT, InputValidator, clear_line, names_changed, prompt_bindings
+from blockmon.repl.keys import InputValidator, clear_line, continuation, editing_mode, names_changed, prompt_bindings
 from blockmon.repl.lexers import InputLexer, lexed
-from blockmon.repl.printers import Fragments, format_notice
+from blockmon.repl.printers import Fragments
 from blockmon.repl.session import ReplSession
 from blockmon.repl.style import build_style
 from blockmon.repl.transcript import Transcript
 from blockmon.tui.prompt_cells import CellPainter, difference
+from blockmon.tui.prompt_host import PaneHost, WidgetOutput
 from blockmon.tui.prompt_keys import key_sequence
 
-APP_KEYS = frozenset({"ctrl+q", *(f"f{number}" for number in range(1, 13))})
+APP_KEYS = frozenset({"ctrl+q", "ctrl+z", *(f"f{number}" for number in range(1, 13))})
 """Keys that the prompt leaves to the application around it."""
 
 LONGEST_ECHO = 2000
-REDRAW_INTERVAL = 1 / 30
-
-
-class _WidgetOutput(DummyOutput):
-    """prompt_toolkit's terminal: takes its size from the widget; what is drawn is read from the renderer's screen."""
-
-    def __init__(self, pane: PromptPane) -> None:
-        self._pane = pane
-
-    def get_size(self) -> Size:
-        size = self._pane.size
-        return Size(rows=max(size.height, 1), columns=max(size.width, 1))
-
-    def get_default_color_depth(self) -> ColorDepth:
-        return ColorDepth.DEPTH_24_BIT
-
-    def bell(self) -> None:
-        self._pane.app.bell()
+REDRAW_INTERVAL = 1 / 60
+NAMES_INTERVAL = 0.1
+"""Seconds between two updates of an open menu for what the server tells."""
 
 
 class PromptPane(Widget, can_focus=True):
@@ -121,6 +105,8 @@ class PromptPane(Widget, can_focus=True):
         self._strips: list[Strip] = []
         self._painter = CellPainter(self._current_style, lambda: self.rich_style)
         self._pending: list[asyncio.Task[bool]] = []
+        self._watching = False
+        session.host = PaneHost(self)
         session.sink = self.write
         session.width = lambda: max(self.size.width, 20)
         session.on_end = self._quit
@@ -138,6 +124,9 @@ class PromptPane(Widget, can_focus=True):
         self._prompt_style = build_style(prompt_table or {}, syntax_table or {})
         # Made when the widget is mounted, in a session of prompt_toolkit's of its own.
         self.prompt_app: Application[None] | None = None
+        self._names_timer: asyncio.TimerHandle | None = None
+        self.keep: Callable[[str], bool] = lambda text: False
+        """Asked before a line is run; True keeps it at the prompt."""
 
     # For the application around ------------------------------------------------------------------------------------
 
@@ -146,14 +135,49 @@ class PromptPane(Widget, can_focus=True):
         """What stands at the prompt."""
         return self.buffer.text
 
-    def set_input(self, text: str) -> None:
-        """Write *text* into the prompt in place of what is there, ready to edit."""
-        self._in_prompt(lambda: self.buffer.set_document(Document(text, len(text)), bypass_readonly=True))
+    def set_input(self, text: str, cursor: int | None = None) -> None:
+        """Write *text* into the prompt in place of what is there, ready to edit at *cursor*, or at its end."""
+        cursor = len(text) if cursor is None else cursor
+
+        def put() -> None:
+            self.buffer.set_document(Document(text, cursor), bypass_readonly=True)
+            if text[:cursor].endswith("="):
+                # What is legal here is shown at once.
+                self.buffer.start_completion()
+
+        self._in_prompt(put)
         self._invalidate()
+
+    def run_line(self, text: str) -> None:
+        """Run *text* as if it had been typed; what stands at the prompt stays there."""
+        self.session.history.append_string(text)
+        self._run(text)
+
+    def leave_to_application(self, keys: Collection[str]) -> None:
+        """Take no notice of *keys*, in Textual's names."""
+        self._app_keys = frozenset(keys)
 
     def write(self, fragments: Fragments) -> None:
         """Append output to the transcript."""
         self.transcript.write(fragments, max(self.size.width, 1))
+        self._invalidate()
+
+    async def follow(self, frames: AsyncIterator[Fragments]) -> None:
+        """Show *frames* one in place of the other, as long as nothing else is printed between them."""
+        self._watching = True
+        mark, last = None, list[tuple[str, str]]()
+        try:
+            async for last in frames:
+                mark = self.transcript.replace(mark, last, max(self.size.width, 1))
+                self._invalidate()
+            self._watching = False
+        finally:
+            self.session.keep_answer(last)
+
+    def settings_changed(self, name: str) -> None:
+        """Put a setting of the session into effect."""
+        if name == "keys" and self.prompt_app is not None:
+            self.prompt_app.editing_mode = editing_mode(self.session.settings)
         self._invalidate()
 
     def clear(self) -> None:
@@ -176,7 +200,7 @@ class PromptPane(Widget, can_focus=True):
         self.run_worker(self._run_prompt(), group="prompt", exit_on_error=True)
 
     async def _run_prompt(self) -> None:
-        with create_pipe_input() as pipe, create_app_session(input=pipe, output=_WidgetOutput(self)):
+        with create_pipe_input() as pipe, create_app_session(input=pipe, output=WidgetOutput(self)):
             self._pipe = pipe
             self.prompt_app = app = self._make_application()
             winch = signal.getsignal(signal.SIGWINCH)
@@ -201,6 +225,8 @@ class PromptPane(Widget, can_focus=True):
 
     async def on_unmount(self) -> None:
         """Let prompt_toolkit end, and stop waiting for answers."""
+        if self._names_timer is not None:
+            self._names_timer.cancel()
         for task in self._pending:
             task.cancel()
         app = self.prompt_app
@@ -216,12 +242,16 @@ class PromptPane(Widget, can_focus=True):
             input_processors=[
                 HighlightSearchProcessor(),
                 HighlightMatchingBracketProcessor(max_cursor_distance=500),
-                BeforeInput(PROMPT, style="class:prompt"),
+                BeforeInput(lambda: self.session.settings["prompt"], style="class:prompt"),
             ],
             preview_search=True,
         )
         self._window = Window(
-            control, wrap_lines=True, dont_extend_height=True, get_line_prefix=_line_prefix, height=Dimension(min=1)
+            control,
+            wrap_lines=True,
+            dont_extend_height=True,
+            get_line_prefix=self._line_prefix,
+            height=Dimension(min=1),
         )
         above = Window(height=self._height_above)
         body = HSplit([above, self._window, search, ValidationToolbar(), Window()])
@@ -237,6 +267,7 @@ class PromptPane(Widget, can_focus=True):
             key_bindings=merge_key_bindings(
                 [prompt_bindings(self.session, self.app.copy_to_clipboard), self._bindings_of_pane()]
             ),
+            editing_mode=editing_mode(self.session.settings),
             full_screen=True,
             enable_page_navigation_bindings=False,
             mouse_support=False,
@@ -276,6 +307,11 @@ class PromptPane(Widget, can_focus=True):
 
         return bindings
 
+    def _line_prefix(self, line: int, wraps: int) -> StyleAndTextTuples:
+        if line and not wraps:
+            return [("class:prompt.continuation", continuation(self.session.settings))]
+        return []
+
     def _height_above(self) -> Dimension:
         rows = self.transcript.height(max(self.size.width, 1), max(self.size.height, 1))
         return Dimension(min=0, preferred=rows, max=rows)
@@ -286,7 +322,8 @@ class PromptPane(Widget, can_focus=True):
             return [("class:hint", f"{self.transcript.offset} more rows below; PgDn goes there"[:width])]
         hint = self.session.hint(self.buffer.text, self.buffer.cursor_position, width)
         if not hint and self._pending:
-            return [("class:hint", "waiting for the answer; Ctrl+C stops waiting"[:width])]
+            text = "Ctrl+C or Enter ends it" if self._watching else "waiting for the answer; Ctrl+C stops waiting"
+            return [("class:hint", text[:width])]
         return hint
 
     def _in_prompt(self, function: Callable[[], object]) -> None:
@@ -298,6 +335,13 @@ class PromptPane(Widget, can_focus=True):
             context.copy().run(function)
 
     def _names_changed(self) -> None:
+        # Thousands of events a second may each tell of other names; the menu follows at a pace that can be read.
+        # Not a timer of Textual's: this is called from outside of its context.
+        if self._names_timer is None:
+            self._names_timer = asyncio.get_running_loop().call_later(NAMES_INTERVAL, self._tell_names)
+
+    def _tell_names(self) -> None:
+        self._names_timer = None
         if self.prompt_app is not None and self.prompt_app.is_running:
             self._in_prompt(lambda: names_changed(self.buffer, self.session))
 
@@ -315,19 +359,28 @@ class PromptPane(Widget, can_focus=True):
     # Running commands ------------------------------------------------------------------------------------------------
 
     def _accept(self, buffer: Buffer) -> bool:
-        text = buffer.text
+        if self._watching and self._pending and not buffer.text.strip():
+            self._pending[0].cancel()
+            return False
+        if self.keep(buffer.text):
+            return True
+        self._run(buffer.text)
+        return False
+
+    def _run(self, text: str) -> None:
         self._echo(text)
         if text.strip():
             task = asyncio.get_running_loop().create_task(self.session.submit(text))
             self._pending.append(task)
             task.add_done_callback(lambda done: self._finished(done, text))
             self.post_message(self.Submitted(text))
-        return False
 
     def _finished(self, task: asyncio.Task[bool], text: str) -> None:
         self._pending.remove(task)
         if task.cancelled():
-            self.write(format_notice("stopped waiting; the server may carry the command out all the same"))
+            if not self._watching:
+                self.session.stopped()
+            self._watching = False
             return
         error = task.exception()
         if error is not None:
@@ -338,12 +391,12 @@ class PromptPane(Widget, can_focus=True):
     def _echo(self, text: str) -> None:
         self.transcript.offset = 0
         shown = text if len(text) <= LONGEST_ECHO else text[:LONGEST_ECHO]
-        fragments: Fragments = [("class:prompt", PROMPT)]
+        fragments: Fragments = [("class:prompt", self.session.settings["prompt"])]
         for style, piece in lexed(shown, InputLexer()):
             first, *others = piece.split("\n")
             fragments.append((style, first))
             for other in others:
-                fragments += [("class:prompt.continuation", "\n" + CONTINUATION), (style, other)]
+                fragments += [("class:prompt.continuation", "\n" + continuation(self.session.settings)), (style, other)]
         if len(text) > len(shown):
             fragments.append(("class:notice", f" … ({len(text)} characters)"))
         self.write([*fragments, ("", "\n")])
@@ -462,9 +515,3 @@ class PromptPane(Widget, can_focus=True):
 
 
 _SCROLL_KEYS = {"pageup": 1, "pagedown": -1, "shift+pageup": 1, "shift+pagedown": -1}
-
-
-def _line_prefix(line: int, wraps: int) -> StyleAndTextTuples:
-    if line and not wraps:
-        return [("class:prompt.continuation", CONTINUATION)]
-    return []

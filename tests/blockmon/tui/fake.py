@@ -147,7 +147,9 @@ class FakeBackend:
     title = "embedded"
 
     def __init__(self, graph: dict[str, Any] | None = None, jobs: Sequence[dict[str, Any]] = ()) -> None:
-        self.graph = graph if graph is not None else {"generation": 0, "nodes": [], "parents": [], "edges": []}
+        self.graph: dict[str, Any] = (
+            graph if graph is not None else {"generation": 0, "nodes": [], "parents": [], "edges": []}
+        )
         self.jobs: list[dict[str, Any]] = list(jobs)
         self.commands = list(COMMANDS)
         self.executed: list[str] = []

@@ -128,8 +128,9 @@ async def test_the_prompt_zooms_too() -> None:
 
 async def test_the_footer_has_the_keys_that_work() -> None:
     async with shown() as (app, pilot, _):
-        assert " a actions" not in lines(app)[-1]  # A device takes no command.
-        await pilot.press("down")
+        await pilot.press("f4")
+        await until(pilot, lambda: " a actions" not in lines(app)[-1])  # No command takes an event.
+        await pilot.press("f2", "down")
         await until(pilot, lambda: " a actions" in lines(app)[-1])
         await pilot.press("f3")
         await until(pilot, lambda: "f finalize" in lines(app)[-1])
@@ -169,6 +170,8 @@ async def test_a_key_on_a_node_writes_the_command_and_runs_nothing() -> None:
 async def test_committing_a_middle_layer_names_it_and_the_active_one() -> None:
     async with shown() as (app, pilot, _):
         await pilot.press("down", "down", "down", "c")
+        await until(pilot, lambda: len(app.screen_stack) == 2)  # It asks, for the base is written to.
+        await pilot.press("e")
         await until(pilot, lambda: app.prompt.text)
         assert app.prompt.text == "block-commit job-id=commit0 device=overlay2 top-node=overlay1 base-node=snap"
 
@@ -204,6 +207,8 @@ async def test_the_menu_of_actions() -> None:
         await pilot.press("down")
         await until(pilot, lambda: "block-commit job-id=commit0 device=overlay2 base-node=overlay1" in popup_text(app))
         await pilot.press("enter")
+        await until(pilot, lambda: "Run this?" in popup_text(app))
+        await pilot.press("e")
         await until(pilot, lambda: app.prompt.text.startswith("block-commit"))
         await pilot.press("f2", "a")
         await until(pilot, lambda: len(app.screen_stack) == 2)
@@ -244,7 +249,7 @@ async def test_copying_goes_by_the_terminal_and_says_so() -> None:
         app.copy_to_clipboard = copied.append  # type: ignore[method-assign]
         await pilot.press("down", "y")
         await until(pilot, lambda: "copied overlay2" in lines(app)[0])
-        await pilot.press("enter", "4")
+        await pilot.press("enter", "6")
         await until(pilot, lambda: '"node-name"' in text(app))
         await pilot.press("y", "f4")
         backend.emit(event("BLOCK_EXPORT_DELETED", 1, id="exp0"))
@@ -276,7 +281,7 @@ async def test_the_first_frame_does_not_wait_for_the_backend() -> None:
 
 
 async def test_control_q_ends_with_status_0() -> None:
-    async with shown() as (app, pilot, _):
+    async with shown(FakeBackend()) as (app, pilot, _):
         await pilot.press("f5", *"query-", "ctrl+q")
         await until(pilot, lambda: not app.is_running)
         assert app.return_value == 0
@@ -305,7 +310,8 @@ async def test_an_empty_graph_says_how_to_begin() -> None:
 
 async def test_a_server_without_the_graph_query_says_so() -> None:
     backend = FakeBackend(busy_graph(), [block_job("j", "stream", "running", 1, 2)])
-    backend.commands.remove("x-blockmon-query-graph")
+    for command in ("x-blockmon-query-graph", "query-named-block-nodes"):
+        backend.commands.remove(command)
     app = make_app(backend)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "No graph: this server has no command that tells its block graph" in text(app))

@@ -237,13 +237,13 @@ async def test_a_paste_of_several_lines_waits_for_enter(screen: Screen) -> None:
 
 async def test_resizing(screen: Screen) -> None:
     await screen.run("query-version")
-    await screen.type("block-stream device=overlay2 speed=1")
+    await screen.type("block-stream device=overlay2 speed=0")
     await screen.pilot.resize_terminal(30, 8)
     await screen.until(lambda: "(qmp) block-stream device=over" in screen.rows)
-    assert screen.rows[screen.rows.index("(qmp) block-stream device=over") + 1] == "lay2 speed=1"
+    assert screen.rows[screen.rows.index("(qmp) block-stream device=over") + 1] == "lay2 speed=0"
     assert screen.rows[1:3] == ['{"qemu": {"micro": 22, "minor"', ': 2, "major": 7}, "package": "']
     await screen.pilot.resize_terminal(100, 20)
-    await screen.until(lambda: "(qmp) block-stream device=overlay2 speed=1" in screen.rows)
+    await screen.until(lambda: "(qmp) block-stream device=overlay2 speed=0" in screen.rows)
     assert len(screen.rows) == 20
 
 
@@ -273,6 +273,7 @@ async def test_a_large_answer_scrolls(screen: Screen) -> None:
 
 async def test_the_menu_covers_the_transcript_and_goes_again(screen: Screen) -> None:
     screen.server.answers["query-jobs"] = [{"id": f"job{number}", "pad": "x" * 50} for number in range(15)]
+    screen.app.session.settings.set("json", "on")
     await screen.run("query-jobs")
     await screen.until(lambda: screen.rows[-2] == "(qmp)")
     under = screen.rows[:-2]
