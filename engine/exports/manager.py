@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     BlockExportType.NBD: "engine.exports.nbd.export",
     BlockExportType.FUSE: "engine.exports.fuse.export",
+    BlockExportType.VHOST_USER_BLK: "engine.exports.vhost_user.export",
 }
 """What registers the types there are; loaded when one is asked for."""
 

@@ -132,7 +132,6 @@ def test_a_bitmap_is_busy_while_exported(serving: Serving) -> None:
     ("kind", "options"),
     [
         ("vduse-blk", {"name": "x"}),
-        ("vhost-user-blk", {"addr": {"type": "unix", "path": "/nowhere/sock"}}),
     ],
 )
 def test_types_that_are_not_there_say_so(serving: Serving, kind: str, options: dict[str, object]) -> None:
