@@ -282,6 +282,11 @@ class Driver(abc.ABC):
         """
         raise GenericError("Driver does not support x-blockdev-amend")
 
+    def cancel_in_flight(self) -> None:
+        """Let requests that wait for something outside (a lost server) fail now: whoever sent them gives up."""
+        for edge in self.flushed_children():
+            edge.child.driver.cancel_in_flight()
+
     # -- data plane ------------------------------------------------------------------------------------------
 
     def debug_event(self, event: str) -> None:

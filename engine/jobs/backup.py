@@ -83,6 +83,7 @@ class BackupJob(BlockJob):
         driver = filter_node.driver
         assert isinstance(driver, CopyBeforeWriteDriver)
         self._filter = filter_node
+        self._target = target
         self._copy: BlockCopy = driver.copy
         self._sync = sync
         self._bitmap = bitmap
@@ -174,6 +175,10 @@ class BackupJob(BlockJob):
         if action is BlockErrorAction.IGNORE:
             self._copy.pass_over()
             self.checkpoint(RETRY_DELAY)
+
+    def on_cancel(self, force: bool) -> bool:
+        self._target.driver.cancel_in_flight()
+        return True
 
     # -- end -------------------------------------------------------------------------------------------------
 

@@ -402,7 +402,10 @@ class MirrorJob(BlockJob):
     # -- verbs -----------------------------------------------------------------------------------------------
 
     def on_cancel(self, force: bool) -> bool:
-        return force or not self.is_ready
+        forced = force or not self.is_ready
+        if forced:
+            self._target_node.driver.cancel_in_flight()
+        return forced
 
     def on_complete(self) -> None:
         name = self._settings.replaces
