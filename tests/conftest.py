@@ -25,6 +25,7 @@ PACKAGE_OF = {
     "nbdcopy": "libnbd-bin",
     "fio": "fio",
     "tmux": "tmux",
+    "screen": "screen",
 }
 
 

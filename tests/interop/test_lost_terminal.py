@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.blockmon.tui.test_terminal import Terminal, running
+from tests.conftest import find_tool
 from tests.tmux import Tmux
 
 ENDINGS: dict[str, tuple[Callable[[Terminal], None], int]] = {
@@ -52,8 +52,8 @@ def test_the_images_are_closed_cleanly(tmp_path: Path, qemu_img: str, ending: st
     assert json.loads(info.stdout)["dirty-flag"] is False
 
 
-@pytest.mark.skipif(shutil.which("screen") is None, reason="screen is not installed")
 def test_in_gnu_screen_within_tmux(tmux: Callable[..., Tmux], tmp_path: Path) -> None:
+    find_tool("screen")
     env = {"XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "SCREENDIR": str(tmp_path / "screen")}
     (tmp_path / "screen").mkdir(mode=0o700)
     program = [sys.executable, "-m", "blockmon", "--blockdev", "driver=null-co,node-name=disk0,size=1048576"]
