@@ -89,7 +89,8 @@ def split_pairs(text: str, start: int = 0) -> Iterator[Pair]:
             position += 1
         if position >= size or text[position] != "=" or position == begin:
             word = text[begin:].split(maxsplit=1)[0]
-            raise ParseError.at(f"expected key=value, found '{word}'", text, begin)
+            hint = "; a comment has a line of its own" if word.startswith("#") else ""
+            raise ParseError.at(f"expected key=value, found '{word}'{hint}", text, begin)
         value_start = position + 1
         position = value_end(text, value_start)
         yield Pair(text[begin : value_start - 1], text[value_start:position], begin, value_start, position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncGenerator, Iterator
 from typing import TYPE_CHECKING
@@ -139,7 +140,10 @@ class PromptCompleter(Completer):
 
 
 def _short(value: object) -> str:
-    text = summary(value) if isinstance(value, (dict, list)) else safe_text(value)
+    if isinstance(value, (dict, list)):
+        text = summary(value)
+    else:
+        text = safe_text(value if isinstance(value, str) else json.dumps(value))
     return text if len(text) <= 40 else text[:39] + "…"
 
 

@@ -220,29 +220,39 @@ class LiveNames:
             self.touch(delay=0)
 
     def on_events(self, events: Sequence[Event]) -> None:
-        """Learn from a batch of events."""
+        """Learn from a batch of events. However many there are, one change is told."""
+        statuses: list[tuple[str, str]] = []
         for event in events:
             name, data = event.get("event"), event.get("data", {})
             if name == "JOB_STATUS_CHANGE":
-                self._job_status(str(data.get("id", "")), str(data.get("status", "")))
+                statuses.append((str(data.get("id", "")), str(data.get("status", ""))))
             elif name == "BLOCK_EXPORT_DELETED":
                 self.exports = {name: what for name, what in self.exports.items() if name != data.get("id")}
             if name in _GRAPH_EVENTS:
                 self.touch("graph", "images")
             elif name in _DEVICE_EVENTS:
                 self.touch("graph", "devices", "peripherals")
+        if statuses:
+            self._job_statuses(statuses)
 
-    def _job_status(self, job_id: str, status: str) -> None:
+    def _job_statuses(self, statuses: Sequence[tuple[str, str]]) -> None:
         # Never in place: a dictionary once shown stays as it was, so that changes can be told.
         jobs = dict(self.jobs)
-        known = jobs.get(job_id)
-        jobs[job_id] = JobName(job_id, known.type if known is not None else "", status)
-        if status == "null":
-            del jobs[job_id]
-        elif known is None:
-            self.touch("jobs")
-        self.jobs = jobs
-        self._on_change()
+        for job_id, status in statuses:
+            known = jobs.pop(job_id, None) if status == "null" else jobs.get(job_id)
+            if status != "null":
+                jobs[job_id] = JobName(job_id, known.type if known is not None else "", status)
+                if known is None:
+                    self.touch("jobs")
+        if jobs != self.jobs:
+            self.jobs = jobs
+            self._on_change()
+
+    async def ask(self) -> None:
+        """Ask now for everything that may have changed, bitmaps and snapshots too, and wait for the answers."""
+        self._wanted.add("images")
+        self._stale.update(section for section in CHANGING if section not in ON_DEMAND or section in self._wanted)
+        await self.refresh()
 
     async def refresh(self) -> None:
         """Ask for what is stale and wait for the answers."""

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from blockmon.lang import ArgumentsOf, Empty, Form, Incomplete, ParsedHMP, ParsedQMP, ParseError, classify, parse_input
+from blockmon.lang.answer_path import begins_reference
 from blockmon.lang.json_text import find_end
 from blockmon.lang.pipes import find_pipe, shell_command
 
@@ -24,11 +25,18 @@ class PromptLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """A line that is a place in the last answer: `$_`, `$_[0].node-name`."""
+
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
     """One thing to run. `shell` is the shell command that its answer goes to, `text` is how it was written, `line`
     counts from 1 in what was typed."""
 
-    what: Command | PromptLine
+    what: Command | PromptLine | Look
     text: str
     shell: str = ""
     line: int = 1
@@ -88,6 +96,9 @@ def _next(
         if pipe is not None:
             raise ParseError.at("a command is missing in front of '|'", piece, pipe)
         return None, number
+    if isinstance(parsed, ParsedHMP) and begins_reference(parsed.line):
+        # No HMP command is called so.
+        return Statement(Look(parsed.line), piece, shell, first + 1), number
     return Statement(parsed, piece, shell, first + 1), number
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from blockmon.backend import CommandError
 from blockmon.lang import ParsedHMP, ParsedQMP, hmp
-from blockmon.lang.answer_path import AnswerError, substitute, substitute_words
+from blockmon.lang.answer_path import AnswerError, resolve, substitute, substitute_words
 from blockmon.model.format import safe_text
 from blockmon.repl.host import Host, PromptError
 from blockmon.repl.printers import ERROR, Fragment, format_notice, iter_answer
-from blockmon.repl.reading import PromptLine, Statement
+from blockmon.repl.reading import Look, PromptLine, Statement
 from blockmon.repl.shell_pipe import as_input, pipe_to
-from blockmon.repl.suggest import after_error, after_hmp_error, after_unknown_command
+from blockmon.repl.suggest import after_error, after_hmp_error, after_unknown_command, at_the_prompt
 from blockmon.repl.tables import is_table, iter_table
 
 if TYPE_CHECKING:
@@ -78,10 +78,19 @@ class Runner:
         self.waiting = False
         if isinstance(statement.what, PromptLine):
             return await self._run_own(statement.what)
-        answer = await self.ask(statement.what)
-        if answer is _NOTHING:
-            return False
-        self.remember(answer)
+        if isinstance(statement.what, Look):
+            # $_ stays the whole answer: one may look at several places in it.
+            self.seconds = 0.0
+            try:
+                answer = resolve(statement.what.reference, self.last())
+            except AnswerError as error:
+                self.host.fail("Answer", str(error))
+                return False
+        else:
+            answer = await self.ask(statement.what)
+            if answer is _NOTHING:
+                return False
+            self.remember(answer)
         if statement.shell:
             return await self.pipe(answer, statement.shell)
         await self.show(answer)
@@ -103,7 +112,7 @@ class Runner:
                 self.waiting = True
                 answer: Any = await self.hmp(line)
                 if hmp.failure(line, answer) is not None:
-                    self._hmp_failed(line, answer)
+                    await self._hmp_failed(line, answer)
                     return _NOTHING
                 leaves = first in ("quit", "q")
             else:
@@ -119,7 +128,7 @@ class Runner:
             self.host.fail("Answer", str(error))
             return _NOTHING
         except CommandError as error:
-            self._failed(error, command, arguments)
+            await self._failed(error, command, arguments)
             return _NOTHING
         except _LOST as error:
             session.lose(error)
@@ -138,17 +147,21 @@ class Runner:
         """Execute an HMP line. Errors: CommandError."""
         return str(await self._session.backend.execute("human-monitor-command", {"command-line": line}))
 
-    def _hmp_failed(self, line: str, answer: str) -> None:
+    async def _hmp_failed(self, line: str, answer: str) -> None:
         session = self._session
+        await session.know_names(answer.strip())
         session.after_command("human-monitor-command")
-        self.host.fail_hmp(line, answer, after_hmp_error(line, answer.strip(), session.knowledge))
+        hints = at_the_prompt(line, session.knowledge) or after_hmp_error(line, answer.strip(), session.knowledge)
+        self.host.fail_hmp(line, answer, hints)
 
-    def _failed(self, error: CommandError, command: ParsedQMP | ParsedHMP, arguments: Mapping[str, Any]) -> None:
+    async def _failed(self, error: CommandError, command: ParsedQMP | ParsedHMP, arguments: Mapping[str, Any]) -> None:
         session = self._session
         if isinstance(command, ParsedQMP):
+            await session.know_names(error.desc)
             hints = after_error(error.desc, command.command, arguments, session.knowledge)
         else:
-            hints = after_unknown_command(command.line.split(maxsplit=1)[0], session.knowledge)
+            hints = at_the_prompt(command.line, session.knowledge)
+            hints = hints or after_unknown_command(command.line.split(maxsplit=1)[0], session.knowledge)
         if error.desc == _ONLY_SHARED:
             hints = ["an image given to blockmon is opened for writing with --rw"]
         self.host.fail(error.cls, error.desc, hints)

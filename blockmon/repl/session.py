@@ -21,9 +21,8 @@ from blockmon.model.schema import Schema
 from blockmon.repl.assist import PromptCompleter, prompt_hint
 from blockmon.repl.completer import ReplCompleter
 from blockmon.repl.hints import hint_for
-from blockmon.repl.hmp_help import HMPHelp
 from blockmon.repl.host import PIECE, Host
-from blockmon.repl.knowledge import Knowledge, refuses_changes
+from blockmon.repl.knowledge import Knowledge, fetch_hmp_help, fetch_schema, refuses_changes
 from blockmon.repl.lexers import PromptInputLexer
 from blockmon.repl.live import LiveNames
 from blockmon.repl.printers import (
@@ -36,6 +35,7 @@ from blockmon.repl.printers import (
 from blockmon.repl.reading import Statement, split
 from blockmon.repl.running import Runner
 from blockmon.repl.settings import Settings
+from blockmon.repl.suggest import speaks_of_a_name
 
 __all__ = ["MOST_EVENTS", "PIECE", "ReplSession", "Verdict"]
 
@@ -199,7 +199,7 @@ class ReplSession:
     async def learn_commands(self) -> None:
         """Ask which commands the server has. Errors: CommandError."""
         knowledge = self.knowledge
-        knowledge.schema = await self._fetch_schema()
+        knowledge.schema = await fetch_schema(self.backend)
         knowledge.names.use_schema(knowledge.schema)
         self._words = frozenset(knowledge.schema.commands)
         self._ready.set()
@@ -209,16 +209,16 @@ class ReplSession:
         knowledge.names.touch()
         await knowledge.names.refresh()
         if knowledge.schema.knows_hmp:
-            knowledge.hmp = HMPHelp.from_text(await self.runner.hmp("help"), await self.runner.hmp("help info"))
+            knowledge.hmp = await fetch_hmp_help(self.backend)
             self._words |= knowledge.hmp.commands.keys()
 
-    async def _fetch_schema(self) -> Schema:
-        try:
-            return Schema(await self.backend.execute("query-qmp-schema"))
-        except CommandError:
-            # A server without introspection still says which commands it has.
-            names = await self.backend.execute("query-commands")
-            return Schema([{"meta-type": "command", "name": n["name"], "arg-type": "", "ret-type": ""} for n in names])
+    async def know_names(self, error: str) -> None:
+        """Have the names at hand that hints about *error* need, where nobody keeps them fresh: fed by a pipe."""
+        if not self._follows_names and speaks_of_a_name(error):
+            try:
+                await self.knowledge.ask(self.backend)
+            except (CommandError, *_LOST):
+                pass  # a hint less; a server that is gone is told by the next command
 
     def _first_words(self) -> frozenset[str]:
         return self._words

@@ -55,13 +55,16 @@ async def pipe_to(command: str, data: bytes, show: Show) -> int:
 
 
 async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
+    gone = (BrokenPipeError, ConnectionResetError)  # it has read enough, as head does
     try:
-        stream.write(data)
-        await stream.drain()
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it has read enough, as head does
+        with contextlib.suppress(*gone):
+            stream.write(data)
+            await stream.drain()
     finally:
         stream.close()
+    with contextlib.suppress(*gone):
+        # asyncio would tell on stderr of an error that nobody has asked for.
+        await stream.wait_closed()
 
 
 async def _read(stream: asyncio.StreamReader, show: Show, error: bool) -> None:

@@ -26,9 +26,28 @@ _QUOTED = re.compile(r"""['"]([^'"]+)['"]""")
 _Step = str | int
 
 
+def speaks_of_a_name(error: str) -> bool:
+    """Whether *error* is about something in the server that is not there, or an HMP command."""
+    return _NOT_FOUND.search(error) is not None or error.startswith("unknown command:")
+
+
+def at_the_prompt(line: str, knowledge: Knowledge) -> list[str]:
+    """Hints for an HMP *line* that has failed, when a person at the prompt has most likely meant the prompt itself."""
+    first, *more = line.split()
+    if first.startswith("@"):
+        return [f"that belongs into a command file, which \\source FILE runs; \\help {first} tells about it"]
+    if first in ("exit", "bye", "logout"):
+        return ["\\quit or Ctrl+D leaves the prompt"]
+    if first in ("help", "?") and more and more[0] in knowledge.schema.commands:
+        return [f"\\help {more[0]} tells about it"]
+    return []
+
+
 def after_unknown_command(name: str, knowledge: Knowledge) -> list[str]:
     """Hints for a first word that no command of the server's has."""
     known = {*knowledge.schema.commands, *(knowledge.hmp.commands if knowledge.schema.knows_hmp else ())}
+    if name in known:
+        return []  # the error is about something else
     found = nearest(name, known) or nearest(name.replace("_", "-"), known) or nearest(name.replace("-", "_"), known)
     if found is None:
         return []
@@ -102,7 +121,8 @@ def _required(desc: str, command: str, arguments: Mapping[str, Any], knowledge: 
             return
     needed = [info.name for info in members if not info.optional and info.name not in given]
     if needed:
-        yield f"still needed: {' '.join(f'{name}=' for name in needed)}"
+        inside = "".join(f"{step}." for step in path)
+        yield f"still needed: {' '.join(f'{inside}{name}=' for name in needed)}"
 
 
 def _name(desc: str, command: str, arguments: Mapping[str, Any], knowledge: Knowledge) -> Iterator[str]:
@@ -118,14 +138,17 @@ def _name(desc: str, command: str, arguments: Mapping[str, Any], knowledge: Know
             continue
         whole = _whole(knowledge, command, path, arguments)
         kind = meaning_of(command, path, whole, arguments).names
-        known = set(_known(kind, arguments, knowledge))
+        known = set(_known(kind, command, arguments, knowledge))
         if not known or value in known:
             continue
         found = nearest(value, known)
         if found is not None:
             yield f"did you mean '{found}'?"
-        elif len(known) <= 8:
-            yield f"there {'is' if len(known) == 1 else 'are'} {_listed(sorted(known))}"
+        else:
+            # Those that the server made up are seldom meant.
+            own = sorted(name for name in known if not name.startswith("#"))
+            if 0 < len(own) <= 8:
+                yield f"there {'is only' if len(own) == 1 else 'are'} {_listed(map(repr, own))}"
         return
 
 
@@ -137,7 +160,7 @@ def _whole(knowledge: Knowledge, command: str, path: tuple[_Step, ...], argument
     return infos[0] if infos else ArgInfo(str(path[-1]), "str")
 
 
-def _known(kind: Names, arguments: Mapping[str, Any], knowledge: Knowledge) -> Iterable[str]:
+def _known(kind: Names, command: str, arguments: Mapping[str, Any], knowledge: Knowledge) -> Iterable[str]:
     names = knowledge.names
     match kind:
         case Names.NODE:
@@ -145,7 +168,9 @@ def _known(kind: Names, arguments: Mapping[str, Any], knowledge: Knowledge) -> I
         case Names.DEVICE:
             return {*names.graph.nodes, *names.devices}
         case Names.JOB:
-            return names.jobs
+            # block-job-cancel and the like know nothing of a job that creates an image.
+            of_blocks = command.startswith("block-job-")
+            return [name for name, job in names.jobs.items() if job.block_job or not of_blocks]
         case Names.EXPORT:
             return names.exports
         case Names.OBJECT:

@@ -106,6 +106,7 @@ SUMMARIES = {
     "x-blockmon-open": "open an image with its whole chain",
     "x-blockmon-query-node-options": "the options of a node",
     "x-blockmon-query-graph": "the whole block graph",
+    "x-blockmon-query-io": "the nodes that have moved since a mark",
     "x-debug-block-dirty-bitmap-sha256": "a checksum of a dirty bitmap",
     "x-debug-query-block-graph": "nodes, edges and permissions",
 }

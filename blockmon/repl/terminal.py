@@ -6,9 +6,11 @@ import asyncio
 import base64
 import contextvars
 import errno
+import logging
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
 
 from prompt_toolkit import PromptSession, print_formatted_text
 from prompt_toolkit.application import create_app_session, get_app
@@ -40,6 +42,7 @@ from blockmon.repl.session import ReplSession
 from blockmon.repl.settings import Settings
 from blockmon.repl.style import build_style, colour_depth
 
+_log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -106,12 +109,14 @@ class TerminalPrompt(Host):
         )
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._leave, number)
+        before = loop.get_exception_handler()
+        loop.set_exception_handler(self._failed)
         try:
             # raw: what is printed here is styled already.
             with patch_stdout(raw=True):
                 while not session.ended and not self._signal:
                     try:
-                        text = await self.prompt.prompt_async(handle_sigint=False)
+                        text = await self.prompt.prompt_async(handle_sigint=False, set_exception_handler=False)
                     except KeyboardInterrupt:
                         continue
                     except EOFError:
@@ -126,6 +131,7 @@ class TerminalPrompt(Host):
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
             await session.close()
+            loop.set_exception_handler(before)
         return 128 + self._signal if self._signal else int(session.lost)
 
     async def _run(self, text: str) -> None:
@@ -237,6 +243,16 @@ class TerminalPrompt(Host):
         output = self.prompt.app.output
         output.write_raw(f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\a")
         output.flush()
+
+    def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something failed that nobody waits for."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            self._leave(signal.SIGHUP)  # the terminal is gone
+            return
+        if logging.getLogger().handlers:  # without --log it would come out here
+            _log.error("%s", context["message"], exc_info=error)
+        self.notice(f"internal error: {error!r}" if error is not None else f"internal error: {context['message']}")
 
     def _leave(self, number: int) -> None:
         # A terminal that hangs up must not cost the images their last writes: the caller closes the engine in order.

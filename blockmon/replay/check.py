@@ -28,7 +28,8 @@ class Problem:
 def check(schema: Schema, parsed: ParsedQMP) -> Iterator[Problem]:
     """What is wrong with a command by *schema*."""
     if parsed.command not in schema.commands:
-        yield Problem(f"The command {parsed.command} has not been found", ())
+        hint = similar(parsed.command, schema.commands)
+        yield Problem(f"The command {parsed.command} has not been found{hint}", ())
         return
     yield from _object(parsed.arguments, schema.arguments_of(parsed.command), ())
 
@@ -42,7 +43,8 @@ def _object(given: Mapping[str, Any], members: Members, keys: Keys) -> Iterator[
     for name, value in given.items():
         info = narrowed.get(name)
         if info is None:
-            yield Problem(f"Parameter '{_name((*keys, name))}' is unexpected", (*keys, name))
+            hint = similar(name, [other for other in narrowed if other not in given])
+            yield Problem(f"Parameter '{_name((*keys, name))}' is unexpected{hint}", (*keys, name))
         else:
             yield from _value(value, info, (*keys, name))
     for name, info in narrowed.items():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockmon.lang import ArgInfo, Empty, Incomplete, ParsedHMP, ParsedQMP, ParseError, Schema, parse_input
 from blockmon.replay.errors import CommandFailed
-from blockmon.replay.variables import similar
+from blockmon.replay.variables import UNKNOWN, similar
 
 if TYPE_CHECKING:
     from blockmon.replay.runner import Runner
@@ -18,6 +18,11 @@ class _NeedSchema(Exception):
     """A line cannot be parsed before the server's schema is known."""
 
 
+def no_human_monitor(word: str) -> str:
+    """The error for an HMP line, which begins with *word*, to a server that knows only QMP."""
+    return f"'{word}' is no QMP command, and this server has no human monitor"
+
+
 class Commands:
     """Parses commands; asks the server for as little as the lines need."""
 
@@ -25,7 +30,7 @@ class Commands:
         self._runner = runner
         self._names: frozenset[str] | None = None
         self._schema: Schema | None = None
-        self._human: frozenset[str] | None = None
+        self._human: dict[str, frozenset[str]] = {}
 
     async def names(self) -> frozenset[str]:
         """The names of the server's QMP commands. Raises StatementFailed."""
@@ -84,26 +89,35 @@ class Commands:
     async def problems(self, text: str, parsed: ParsedQMP | ParsedHMP) -> list[ParseError]:
         """What in the command *text* does not fit the schema. Of an HMP line only the command's name is known."""
         if isinstance(parsed, ParsedHMP):
-            word = parsed.line.split(maxsplit=1)[0]
-            human = await self._human_names()
-            if word in human:
-                return []
-            hint = similar(word, [*await self.names(), *human])
-            return [ParseError.at(f"unknown command: '{word}'{hint}", text, text.index(word))]
+            words = parsed.line.split()
+            word, more = words[0], words[1:2] if words[0] == "info" else []
+            human = await self._human_names("help")
+            if word not in human:
+                hint = similar(word, [*await self.names(), *human])
+                what = f"unknown command: '{word}'" if human else no_human_monitor(word)
+                return [ParseError.at(f"{what}{hint}", text, text.index(word))]
+            inside = await self._human_names("help info") if more else _NOTHING
+            if inside and more[0] not in inside and UNKNOWN not in more[0]:
+                hint = similar(more[0], inside)
+                start = text.index(word) + len(word)
+                return [ParseError.at(f"unknown command: 'info {more[0]}'{hint}", text, text.index(more[0], start))]
+            return []
         from blockmon.replay.check import check, place
 
         found = check(await self.schema(), parsed)
         return [ParseError.at(problem.message, text, place(text, parsed, problem)) for problem in found]
 
-    async def _human_names(self) -> frozenset[str]:
-        if self._human is None:
+    async def _human_names(self, line: str) -> frozenset[str]:
+        """The names that the HMP line `help` or `help info` lists."""
+        if line not in self._human:
             try:
-                help_: Any = await self._runner.execute("human-monitor-command", {"command-line": "help"})
+                help_: Any = await self._runner.execute("human-monitor-command", {"command-line": line})
             except CommandFailed:
                 help_ = ""  # no human monitor: none of its commands
             names: set[str] = set()
-            for line in str(help_).splitlines():
-                if line[:1].strip() and line.split():
-                    names.update(line.split()[0].split("|"))
-            self._human = frozenset(names)
-        return self._human
+            for entry in str(help_).splitlines():
+                listed = entry.removeprefix("info ") if line != "help" else entry
+                if listed[:1].strip() and listed.split():
+                    names.update(listed.split()[0].split("|"))
+            self._human[line] = frozenset(names)
+        return self._human[line]

@@ -1,6 +1,11 @@
 """Why a script ends early."""
 
+from typing import TYPE_CHECKING
+
 from blockmon.exitcodes import ExitStatus
+
+if TYPE_CHECKING:
+    from blockmon.lang import ParsedHMP, ParsedQMP
 
 
 class ScriptError(Exception):
@@ -26,8 +31,11 @@ class StatementFailed(Exception):
 class CommandFailed(StatementFailed):
     """The engine refused a command. *cls* is QMP's error class, *desc* its text, *command* what was executed."""
 
+    parsed: "ParsedQMP | ParsedHMP | None" = None
+    """What the script had the engine do; None for what a directive asked."""
+
     def __init__(self, command: str, cls: str, desc: str) -> None:
-        super().__init__(f"{command}: {desc}")
+        super().__init__(f"{command}: {cls}: {desc}")
         self.command = command
         self.cls = cls
         self.desc = desc

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockmon.backend import CommandError
 from blockmon.lang import ParsedHMP, ParsedQMP, hmp
+from blockmon.replay.commands import no_human_monitor
 from blockmon.replay.errors import CommandFailed, StatementFailed
 from blockmon.replay.output import Output
 from blockmon.replay.printed import printed
@@ -105,8 +106,11 @@ class Execution:
             else:
                 value = text = await self._human(parsed.line)
         except CommandError as error:
-            command = parsed.command if isinstance(parsed, ParsedQMP) else "human-monitor-command"
-            self._fail(statement, parsed, CommandFailed(command, error.cls, error.desc))
+            command = parsed.command if isinstance(parsed, ParsedQMP) else parsed.line.split(maxsplit=1)[0]
+            desc = error.desc
+            if isinstance(parsed, ParsedHMP) and error.cls == "CommandNotFound":
+                desc = no_human_monitor(command)
+            self._fail(statement, parsed, CommandFailed(command, error.cls, desc))
             return
         except CommandFailed as error:
             self._fail(statement, parsed, error)
@@ -134,6 +138,7 @@ class Execution:
             self._observer.on_answer(statement, value)
 
     def _fail(self, statement: Statement, parsed: ParsedQMP | ParsedHMP, failed: CommandFailed) -> None:
+        failed.parsed = parsed
         self.failure = (statement, failed)
         self._answer = told = {"class": failed.cls, "desc": failed.desc}
         self.text = ""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from blockmon.lang import ParseError
+from blockmon.lang.patterns import PatternError, compile_pattern
+from blockmon.replay.statements import is_directive
 
 ANY = "..."
 
@@ -29,12 +31,12 @@ class Expected:
         if line == ANY:
             return None
         if line.endswith(" (glob)"):
-            pattern = re.compile(fnmatch.translate(line.removesuffix(" (glob)")))
+            pattern = compile_pattern(fnmatch.translate(line.removesuffix(" (glob)")))
         elif line.endswith(" (re)"):
             try:
-                pattern = re.compile(line.removesuffix(" (re)"))
-            except re.error as error:
-                raise ParseError(f"bad regular expression: {error.msg}", number, (error.pos or 0) + 1) from None
+                pattern = compile_pattern(line.removesuffix(" (re)"))
+            except PatternError as error:
+                raise ParseError(str(error), number, error.offset + 1) from None
         else:
             return partial(str.__eq__, line)
         return lambda text: pattern.fullmatch(text) is not None
@@ -103,7 +105,9 @@ class Expected:
             if index is None:
                 shown.append(f"    +{actual[place or 0]}")
             else:
-                shown.append(f"    {'-' if place is None else ' '}{self.lines[index]}")
+                # `...` is never what is wrong: it stands for no lines, too.
+                missing = place is None and self._matchers[index] is not None
+                shown.append(f"    {'-' if missing else ' '}{self.lines[index]}")
         left_out = len(shown) - most
         if left_out > 0:
             first = next((n for n, line in enumerate(shown) if line[4] != " "), 0)
@@ -127,7 +131,7 @@ def literal(line: str) -> str:
     """*line* of an answer as a line that expects just it."""
     if not line:
         return " (re)"
-    if line == ANY or line.endswith((" (re)", " (glob)")):
+    if line == ANY or line.endswith((" (re)", " (glob)")) or is_directive(line):
         return re.escape(line).replace("\\ ", " ") + " (re)"
     return line
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from blockmon.lang import ParsedHMP, ParsedQMP
 from blockmon.replay.errors import OutputLost
 from blockmon.replay.printed import printed
+from blockmon.replay.watch import INTERNAL
 
 if TYPE_CHECKING:
     from blockmon.replay.statements import Statement
@@ -79,7 +80,8 @@ class JSONOutput(TextOutput):
     """One JSON object in a line for each answer, error, event and script.
 
     {"file", "line", "execute", "return"} or "error" {"class", "desc"} instead of "return"; "command-line" for HMP and
-    "shell" for @shell instead of "execute". Events are as on the wire. {"script", "status", "seconds", ...} ends each
+    "shell" for @shell instead of "execute". Events are as on the wire (so those that only tell our own screen
+    something are left out). {"script", "status", "seconds", ...} ends each
     script. What @echo says goes to *narration*.
     """
 
@@ -110,7 +112,8 @@ class JSONOutput(TextOutput):
     def events(self, events: Sequence[Mapping[str, Any]]) -> None:
         try:
             for event in events:
-                self._write(json.dumps(event))
+                if event.get("event") not in INTERNAL:
+                    self._write(json.dumps(event))
         except OutputLost as error:
             # Events come between statements, where nobody could catch this; the next flush tells it.
             self._lost = str(error)

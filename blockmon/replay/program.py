@@ -17,7 +17,7 @@ from blockmon.replay.errors import OutputLost, ScriptError, Skipped
 from blockmon.replay.narration import Asker, Trace
 from blockmon.replay.output import JSONOutput, TextOutput
 from blockmon.replay.reader import unreadable
-from blockmon.replay.report import Case, write_report
+from blockmon.replay.report import Case, unwritable, write_report
 from blockmon.replay.runner import Runner
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ def main(options: "CommonOptions", scripts: list[str]) -> int:
     problem = unreadable_script(scripts)
     if problem:
         print(f"blockmon: {problem}", file=sys.stderr)
+        return ExitStatus.USAGE
+    if options.run.junit is not None and (problem := unwritable(options.run.junit)):
+        print(f"blockmon: --junit {options.run.junit}: {problem}", file=sys.stderr)
         return ExitStatus.USAGE
     if options.run.step and not sys.stdin.isatty():
         print("blockmon: --step: standard input is no terminal to ask at", file=sys.stderr)

@@ -1,5 +1,6 @@
 """A report in the XML that JUnit's readers know: one test case a script."""
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -62,6 +63,16 @@ def report(cases: Sequence[Case]) -> str:
         lines.append("</testcase>")
     lines += ["</testsuite>", "</testsuites>"]
     return "\n".join(lines) + "\n"
+
+
+def unwritable(path: str) -> str:
+    """Why no report can be written to *path*, as far as that shows before; "" when nothing is in the way."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        return os.strerror(errno.EISDIR)
+    if not os.path.isdir(folder):
+        return os.strerror(errno.ENOENT)
+    return "" if os.access(folder, os.W_OK) or os.path.exists(path) else os.strerror(errno.EACCES)
 
 
 def write_report(path: str, cases: Sequence[Case]) -> None:

@@ -24,6 +24,7 @@ from blockmon.replay.variables import UNKNOWN, Expanded, expand
 
 if TYPE_CHECKING:
     from blockmon.backend import Backend, Event
+    from blockmon.lang import Schema
 
 MAX_DEPTH = 64
 """Files included in one another."""
@@ -406,8 +407,16 @@ class Runner:
 
     async def _settle_failure(self) -> None:
         found = self._execution.take_failure()
-        if found is not None:
-            self._go_on(self._failed(*found))
+        if found is None:
+            return
+        error = self._failed(*found)
+        parsed = found[1].parsed
+        if parsed is not None and not isinstance(self._execution.out, Held):  # @retry tries again
+            from blockmon.replay.advice import advice
+
+            more = await advice(self._backend, parsed, found[1].desc)
+            error = ScriptError(error.message + more, error.file, error.line, error.column, error.status)
+        self._go_on(error)
 
     async def _check(self, statement: Statement, parsed: ParsedQMP | ParsedHMP, expanded: Expanded) -> None:
         """Keep what is wrong with a command by the schema: @error behind it would want that."""
@@ -450,6 +459,10 @@ class Runner:
     async def commands(self) -> frozenset[str]:
         """The names of the server's QMP commands."""
         return await self._syntax.names()
+
+    async def schema(self) -> "Schema":
+        """The server's schema; an empty one when it does not tell any."""
+        return await self._syntax.schema()
 
     async def drivers(self) -> Sequence[str]:
         """The names of the server's block drivers."""

@@ -13,6 +13,7 @@ from typing import Literal
 
 from blockmon.exitcodes import ExitStatus
 from blockmon.lang import Incomplete, ParseError, parse_input
+from blockmon.replay.directives import NAMES
 from blockmon.replay.errors import ScriptError
 from blockmon.replay.reader import MAX_LINE, read_lines
 
@@ -41,6 +42,13 @@ class Statement:
     def directive(self) -> str:
         """The directive's name without @; "" for anything else."""
         return self.text.split(maxsplit=1)[0][1:] if self.kind == "directive" else ""
+
+
+def is_directive(line: str) -> bool:
+    """Whether a line of an expected answer looks like a directive, and not like a pattern either."""
+    if not line.lstrip().startswith("@") or line.rstrip().endswith((" (re)", " (glob)")):
+        return False
+    return line.split(maxsplit=1)[0][1:] in NAMES
 
 
 class Statements:
@@ -146,6 +154,13 @@ class FileStatements(Statements):
     async def _answer(self, start: int, column: int) -> Statement:
         lines: list[str] = []
         while (line := await self._line()) is not None and line.strip():
+            if is_directive(line):
+                # It would never be carried out, and --update would take it away.
+                column = len(line) - len(line.lstrip()) + 1
+                word = line.split(maxsplit=1)[0]
+                raise self._error(
+                    f"{word} stands in an expected answer, which ends at an empty line", self._number, column
+                )
             lines.append(line)
         end = start + len(lines)
         return Statement(self.name, start, column, "\n".join(lines), end, "answer")

@@ -11,6 +11,9 @@ from typing import Any
 
 Event = Mapping[str, Any]
 
+INTERNAL = frozenset({"X_BLOCKMON_GRAPH_CHANGE"})
+"""Events that only keep a front end's picture of the graph fresh: they tell a person nothing."""
+
 MAX_EVENTS = 100_000  # kept since the last command; older ones are forgotten
 
 
@@ -84,9 +87,15 @@ class Watch:
                 return event
         return None
 
+    def has(self, matches: Callable[[Event], bool]) -> bool:
+        """Whether an event that *matches* is recorded."""
+        return any(matches(event) for _, event in self._events)
+
     def seen(self) -> list[str]:
-        """The names of the events recorded since the last command."""
-        return list(dict.fromkeys(str(event.get("event")) for _, event in self._events))
+        """The names of the events recorded since the last command, but for INTERNAL ones."""
+        return [
+            name for name in dict.fromkeys(str(event.get("event")) for _, event in self._events) if name not in INTERNAL
+        ]
 
     def lose(self, reason: str) -> None:
         """Note that the server is gone: whoever waits for more than it has told waits in vain."""

@@ -24,13 +24,14 @@ FORMS = r"""Three forms of input, told apart by how a line begins:
 `qmp ` or `hmp ` in front decides by force. A \ at the end continues a line, # begins a comment line.
 """
 ANSWERS = r"""$_ is the last answer: `block-job-cancel device=$_[0].device`, `$_.inserted.node-name`, `$_["a key"]`.
-A value that is only such a path becomes what is there, of whatever type; $$_ is the text $_.
+A value that is only such a path becomes what is there, of whatever type; $$_ is the text $_. A line that is one shows
+it: `$_[0]`, `$_.inserted | jq .image`.
 The empty answer {} of a command that only does something leaves $_ as it is.
 COMMAND | SHELL COMMAND pipes an answer: `query-block | jq .[0]`, `info block | grep vda`. QMP's answers are JSON there.
 Lists of objects are tables; \json shows all of the last one. Answers longer than the terminal go to $PAGER.
 Alt+W copies the last answer, \save FILE writes it.
 """
-TOPICS = {"forms": FORMS, "answers": ANSWERS, "keys": "", "settings": ""}
+TOPICS = {"forms": FORMS, "answers": ANSWERS, "keys": "", "settings": "", "files": ""}
 
 
 async def run(session: ReplSession, argument: str) -> bool:
@@ -62,6 +63,12 @@ def _topic(session: ReplSession, topic: str) -> Fragments:
         from blockmon.repl.keys import HELP
 
         return [("", HELP)]
+    if topic == "files":
+        from blockmon.replay.manual import manual
+
+        return [("", manual(min(100, session.width())))]
+    if topic.startswith("@"):
+        return _directive(session, topic)
     if topic == "settings":
         topic = "set"
     text = TOPICS.get(topic)
@@ -77,6 +84,10 @@ def _topic(session: ReplSession, topic: str) -> Fragments:
         found = hmp.commands[topic]
         arguments = " ".join(f"[{a.name}]" if a.optional else a.name for a in found.arguments)
         return [(NAME, f"{topic} {arguments}".rstrip()), ("", f"\n  hmp · {found.help}\n")]
+    from blockmon.replay.directives import NAMES
+
+    if topic in NAMES:
+        return _directive(session, f"@{topic}")
     known = [*all_commands(), *TOPICS, *schema.commands, *hmp.commands]
     raise PromptError(f"there is nothing on '{topic}'{did_you_mean(topic, known)}")
 
@@ -86,6 +97,16 @@ def _own(command: PromptCommand) -> Fragments:
     if command.name == "set":
         lines += "".join(f"  {name:8} {setting.help}\n" for name, setting in SETTINGS.items())
     return [(NAME, f"\\{command.name} {command.usage}".rstrip()), ("", "\n" + lines)]
+
+
+def _directive(session: ReplSession, topic: str) -> Fragments:
+    from blockmon.replay.directives import NAMES
+    from blockmon.replay.manual import tell_directive
+
+    if topic[1:] not in NAMES:
+        raise PromptError(f"there is nothing on '{topic}'{did_you_mean(topic, [f'@{name}' for name in NAMES])}")
+    usage, text = tell_directive(topic[1:], min(100, session.width()))
+    return [(NAME, usage), ("", f"\n{text}\n"), (NOTE, "  of command files; \\help files tells all\n")]
 
 
 def _of_server(session: ReplSession, name: str) -> Fragments:
@@ -108,10 +129,13 @@ def _of_server(session: ReplSession, name: str) -> Fragments:
 
 
 def complete(session: ReplSession, argument: str) -> Iterable[tuple[str, str]]:
-    """Topics, own commands and the server's."""
+    """Topics, own commands, directives and the server's commands."""
+    from blockmon.replay.directives import NAMES
+
+    directives = [(f"@{name}", "of command files") for name in NAMES]
     own = [(name, command.help) for name, command in sorted(all_commands().items())]
     theirs = [(name, SUMMARIES.get(name, "")) for name in sorted(session.knowledge.schema.commands)]
-    return [*((topic, "topic") for topic in TOPICS), *own, *theirs]
+    return [*((topic, "topic") for topic in TOPICS), *own, *directives, *theirs]
 
 
 COMMAND = PromptCommand("help", "[TOPIC]", "what there is, or more about one thing", run, complete)

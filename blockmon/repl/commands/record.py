@@ -24,8 +24,10 @@ async def run(session: ReplSession, argument: str) -> bool:
             raise PromptError("nothing is being recorded")
         session.notice(f"recorded to {path}")
         return True
+    before = getattr(session.backend, "recording", None)
     await _call(session, "record", in_full(argument))
-    session.notice(f"recording to {argument}; \\record off ends it")
+    ended = f", no more to {before}" if before is not None else ""
+    session.notice(f"recording to {argument}{ended}; \\record off ends it")
     return True
 
 

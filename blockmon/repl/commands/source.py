@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from blockmon.backend.connection import connection_of
+from blockmon.options import RunOptions
 from blockmon.repl.commands import PromptCommand
 from blockmon.repl.commands.save import complete_file, in_full
 from blockmon.repl.host import PromptError
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from blockmon.replay.errors import ScriptError
     from blockmon.replay.output import Parsed
     from blockmon.replay.statements import Statement
+
+
+_VARIABLE = re.compile(r"\s+(?P<name>[A-Za-z_][A-Za-z0-9_]*)=(?P<value>\S*)$")
 
 
 class _Shown:
@@ -78,6 +84,15 @@ class _Shown:
         self._session.host.fail("Script", str(error))
 
 
+def _taken_apart(argument: str) -> tuple[str, dict[str, str]]:
+    """The file's name, and the variables behind it."""
+    variables: dict[str, str] = {}
+    while (match := _VARIABLE.search(argument)) is not None:
+        variables.setdefault(match["name"], match["value"])
+        argument = argument[: match.start()]
+    return argument, variables
+
+
 async def run(session: ReplSession, argument: str) -> bool:
     """Run the file up to its end or the first failure."""
     if not argument:
@@ -86,13 +101,15 @@ async def run(session: ReplSession, argument: str) -> bool:
     from blockmon.replay.reader import unreadable
     from blockmon.replay.runner import Runner
 
+    argument, variables = _taken_apart(argument)
     path = in_full(argument)
     problem = unreadable(path)
     if problem:
         raise PromptError(f"{argument}: {problem}")
     shown = _Shown(session)
     session.last_answer = ""
-    runner = Runner(session.backend, shown, observer=shown)
+    remote = connection_of(session.backend) is not None
+    runner = Runner(session.backend, shown, RunOptions(variables=variables), observer=shown, remote=remote)
     try:
         await runner.run(path)
     except Skipped as reason:
@@ -111,11 +128,11 @@ async def run(session: ReplSession, argument: str) -> bool:
 
 COMMAND = PromptCommand(
     "source",
-    "FILE",
+    "FILE [NAME=VALUE ...]",
     "run a command file",
     run,
     complete_file,
-    more="The file is of the kind that `blockmon run` replays; it ends at the first failure. Ctrl+C stops it; what\n"
-    "it has deferred to its end runs then all the same.",
+    more="The file is of the kind that `blockmon run` replays (\\help files), with the variables ${NAME}. It ends\n"
+    "at the first failure, or by Ctrl+C; what it has deferred runs then all the same. @shell is not allowed here.",
     files=True,
 )

@@ -13,7 +13,7 @@ from blockmon.model.format import clock_time
 from blockmon.repl.commands import PromptCommand
 from blockmon.repl.host import Host, PromptError
 from blockmon.repl.printers import Fragments, format_notice
-from blockmon.repl.reading import PromptLine
+from blockmon.repl.reading import Look, PromptLine
 from blockmon.repl.running import Runner
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ async def run(session: ReplSession, argument: str) -> bool:
         raise PromptError(f"{error.message} (column {error.column} of the command)") from None
     if not statements:
         raise PromptError("needs a whole COMMAND behind the interval, in one line")
-    if isinstance(statements[0].what, PromptLine):
+    if isinstance(statements[0].what, PromptLine | Look):
         raise PromptError("watches commands of the server, not the prompt's own")
     statement = statements[0]
 

@@ -67,25 +67,35 @@ class Call:
 
 class Directive(NamedTuple):
     """A directive. `parse` returns what to do, or raises ParseError; `checked`: also done when a script is only
-    checked."""
+    checked; `help`: what it does, in one paragraph."""
 
     name: str
     usage: str
     parse: Callable[[Call], Action]
     checked: bool
+    help: str
 
 
 DIRECTIVES: dict[str, Directive] = {}
 
 
 def directive(name: str, usage: str, *, checked: bool = False) -> Callable[[Callable[[Call], Action]], Directive]:
-    """Register a directive's parser as @*name*; *usage* is what may follow the name."""
+    """Register a directive's parser as @*name*; *usage* is what may follow the name. Its docstring is the help."""
 
     def register(parse: Callable[[Call], Action]) -> Directive:
-        DIRECTIVES[name] = Directive(name, usage, parse, checked)
+        DIRECTIVES[name] = Directive(name, usage, parse, checked, " ".join((parse.__doc__ or "").split()))
         return DIRECTIVES[name]
 
     return register
+
+
+def find_directive(name: str) -> Directive | None:
+    """The directive @*name*; None when there is none."""
+    if name not in NAMES:
+        return None
+    if name not in DIRECTIVES:
+        importlib.import_module(f"{__name__}.{_MODULES.get(name, name.replace('-', '_'))}")
+    return DIRECTIVES[name]
 
 
 def parse_directive(statement: "Statement", text: str) -> tuple[Directive, Action]:
@@ -95,14 +105,12 @@ def parse_directive(statement: "Statement", text: str) -> tuple[Directive, Actio
     while end < len(text) and not is_blank(text, end):
         end += 1
     name = text[start:end]
-    if name not in NAMES:
+    found = find_directive(name)
+    if found is None:
         raise ParseError.at(
             f"unknown directive '@{name}'{similar(f'@{name}', [f'@{known}' for known in NAMES])}", text, start - 1
         )
-    if name not in DIRECTIVES:
-        importlib.import_module(f"{__name__}.{_MODULES.get(name, name.replace('-', '_'))}")
-    known = DIRECTIVES[name]
-    return known, known.parse(Call(known, statement, text, end))
+    return found, found.parse(Call(found, statement, text, end))
 
 
 _MODULES = {"for": "for_", "end": "end"}

@@ -6,5 +6,5 @@ from blockmon.replay.directives import Action, Call, directive
 
 @directive("end", "")
 def end(call: Call) -> Action:
-    """Raises ParseError."""
+    """Where the statements of @for or @repeat end."""
     raise call.error("@end without @for or @repeat")

@@ -3,6 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
+from blockmon.lang.patterns import PatternError, compile_pattern
 from blockmon.replay.directives import Action, Call, directive
 from blockmon.replay.errors import StatementFailed
 
@@ -28,13 +29,14 @@ def error(call: Call) -> Action:
     if cls not in CLASSES:
         raise call.error(f"'{cls}' is no error class ({', '.join(CLASSES)})", begin)
     try:
-        pattern = re.compile(match[2].replace("\\/", "/"))
-    except re.error as failed:
-        raise call.error(f"bad regular expression: {failed.msg}", begin + match.start(2) + (failed.pos or 0)) from None
+        pattern = compile_pattern(match[2].replace("\\/", "/"))
+    except PatternError as failed:
+        raise call.error(str(failed), begin + match.start(2) + failed.offset) from None
 
     async def act(runner: "Runner") -> None:
         failure = runner.take_failure()
         if failure is None:
+            runner.answer()
             raise StatementFailed("the command in front did not fail")
         if failure.cls != cls:
             raise StatementFailed(f"the error is of class {failure.cls}, expected {cls}: {failure.desc}")

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from blockmon.lang import ParseError, parse_size
+from blockmon.lang.answer_path import AnswerError, parse_path
+from blockmon.lang.patterns import PatternError, compile_pattern
+from blockmon.lang.values import read_value, same
 from blockmon.replay.directives import Action, Call, directive, known
 from blockmon.replay.errors import StatementFailed
-from blockmon.replay.path import NothingThere, parse_path, read_value, same
 
 if TYPE_CHECKING:
     from blockmon.replay.runner import Runner
@@ -38,7 +40,7 @@ def expect(call: Call) -> Action:
     async def act(runner: "Runner") -> None:
         try:
             value = path.of(runner.answer())
-        except NothingThere as error:
+        except AnswerError as error:
             if (match[1], text) == ("==", "null"):
                 return
             raise StatementFailed(f"{error}, expected {path.text} {match[1]} {text}") from None
@@ -74,9 +76,9 @@ def _regex(text: str) -> "re.Pattern[str]":
     if len(text) > 1 and text[0] == text[-1] == "/":
         text = text[1:-1].replace("\\/", "/")
     try:
-        return re.compile(text)
-    except re.error as error:
-        raise ParseError(f"bad regular expression: {error.msg}") from None
+        return compile_pattern(text)
+    except PatternError as error:
+        raise ParseError(str(error)) from None
 
 
 def _number(text: str) -> float:

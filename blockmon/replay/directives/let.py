@@ -3,9 +3,9 @@
 import json
 from typing import TYPE_CHECKING
 
+from blockmon.lang.answer_path import AnswerError, parse_path
 from blockmon.replay.directives import Action, Call, directive
 from blockmon.replay.errors import StatementFailed
-from blockmon.replay.path import NothingThere, parse_path
 from blockmon.replay.variables import UNKNOWN, is_name
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def let(call: Call) -> Action:
             return
         try:
             value = path.of(runner.answer())
-        except NothingThere as error:
+        except AnswerError as error:
             raise StatementFailed(str(error)) from None
         runner.variables[name.rstrip()] = value if isinstance(value, str) else json.dumps(value)
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 @directive("require", "command:NAME|driver:NAME|tool:NAME|remote ...", checked=True)
 def require(call: Call) -> Action:
-    """The server has a QMP command or a block driver, this machine has a program, the engine is not in this process;
-    else the script ends here, left out and not failed."""
+    """Go on only if the server has the QMP command or the block driver, this machine the program, and the engine is not
+    in this process; else the script ends here: left out, not failed."""
     words = call.words()
     if not words:
         raise call.usage()

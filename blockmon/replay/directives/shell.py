@@ -23,7 +23,7 @@ def shell(call: Call) -> Action:
 
     async def act(runner: "Runner") -> None:
         if not runner.options.allow_shell:
-            raise call.error("@shell needs --allow-shell")
+            raise call.error("@shell needs --allow-shell of blockmon run")
         runner.give_text(call.statement, await _output(command, {**os.environ, **runner.variables}))
 
     return act

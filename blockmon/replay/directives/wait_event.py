@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from blockmon.replay.directives import Action, Call, Word, directive, take_timeout, unquote
+from blockmon.lang.values import read_value, same
+from blockmon.replay.directives import Action, Call, Word, directive, known, take_timeout, unquote
 from blockmon.replay.errors import WaitTimedOut
-from blockmon.replay.path import read_value, same
+from blockmon.replay.variables import similar
 
 if TYPE_CHECKING:
     from blockmon.replay.runner import Runner
@@ -23,6 +24,7 @@ def _value_at(data: Any, path: str) -> Any:
 
 
 _ABSENT = object()
+_OWN = "X_BLOCKMON_"  # what our engine tells beyond QEMU's events depends on who listens
 
 
 def _matches(data: Any, word: Word) -> bool:
@@ -30,7 +32,7 @@ def _matches(data: Any, word: Word) -> bool:
     return value is not _ABSENT and same(value, word.value)
 
 
-@directive("wait-event", "NAME [FIELD=VALUE ...] [timeout=60s]")
+@directive("wait-event", "NAME [FIELD=VALUE ...] [timeout=60s]", checked=True)
 def wait_event(call: Call) -> Action:
     """Wait for the event NAME whose data has the given values (dotted keys reach inside); counts what came since the
     last command was sent, and each event once."""
@@ -48,7 +50,25 @@ def wait_event(call: Call) -> Action:
         data = event.get("data", {})
         return event.get("event") == name and all(_matches(data, word) for word in fields)
 
+    async def check(runner: "Runner") -> None:
+        """Nobody should wait for what cannot come. Raises ParseError."""
+        schema = await runner.schema()
+        if not schema.events or name.startswith(_OWN) or not known(name):
+            return
+        if name not in schema.events:
+            hint = similar(name.upper().replace("-", "_"), schema.events)
+            raise call.error(f"the server has no event '{name}'{hint}", words[0].offset)
+        members = schema.data_of(name)
+        for word in fields:
+            field = word.key.partition(".")[0]
+            if field not in members:
+                raise call.error(f"{name} has no '{field}'{similar(field, members)}", word.offset)
+
     async def act(runner: "Runner") -> None:
+        if runner.dry or not runner.watch.has(matches):
+            await check(runner)
+        if runner.dry:
+            return
         timeout = next(value for value in (given, runner.timeout, DEFAULT_TIMEOUT) if value is not None)
         try:
             async with asyncio.timeout(timeout):

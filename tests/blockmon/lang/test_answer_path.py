@@ -32,11 +32,12 @@ def test_paths(reference: str, value: object) -> None:
     [
         ("$_[2]", r"\$_ has 2 elements, so there is no \[2\]"),
         ("$_[0].node-nam", r"\$_\[0\] has no member 'node-nam'; did you mean 'node-name'\?"),
-        ("$_[0].xyz", "it has node-name, image"),
+        ("$_[0].xyz", r"no member 'xyz' \(node-name, image"),
         ("$_.x", r"\$_ is a list: it has no member 'x'"),
         ("$_[0].node-name[1]", "is text: it has no element"),
-        ("$_[0]..x", "is no path"),
-        ("$_[x]", "is no path"),
+        ("$_[0]..x", "expected a member's name"),
+        ("$_[x]", r"expected \[INDEX\]"),
+        ("$_[?node-name==none]", r"\$_ has no element whose node-name is none"),
     ],
 )
 def test_a_path_that_leads_nowhere_says_where(reference: str, text: str) -> None:

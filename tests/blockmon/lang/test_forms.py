@@ -179,6 +179,7 @@ def test_json_filename_is_one_value() -> None:
     ("text", "message", "line", "column"),
     [
         ("block-stream d0", "expected key=value, found 'd0'", 1, 14),
+        ("query-block # all", "expected key=value, found '#'; a comment has a line of its own", 1, 13),
         ("block-stream device=d0 speed", "expected key=value, found 'speed'", 1, 24),
         ("block-stream device=d0 \\\n  =3", "expected key=value, found '=3'", 2, 3),
         ('block-stream device="d0', "the quoted value that begins here does not end", 1, 21),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 from collections.abc import AsyncIterator
@@ -53,6 +54,22 @@ async def test_the_last_answer_in_the_next_command(run: Run) -> None:
     assert run.server.calls[-1] == ("human-monitor-command", {"command-line": "info stream0"})
 
 
+async def test_a_place_in_the_last_answer_is_shown(run: Run) -> None:
+    assert await run.session.submit("query-version")
+    run.server.calls.clear()
+    run.text  # noqa: B018
+    assert await run.session.submit("$_.qemu.major")
+    assert run.text == "7\n"
+    assert await run.session.submit("$_ | grep -c micro")
+    assert run.text == "1\n"
+    assert await run.session.submit("$_")
+    assert run.text.startswith('{"qemu"')
+    assert not await run.session.submit("$_.quemu")
+    assert run.text == "Answer: $_ has no member 'quemu'; did you mean 'qemu'?\n"
+    assert not await run.session.submit("\\watch 1s $_.qemu")
+    assert run.server.calls == []
+
+
 async def test_a_path_that_leads_nowhere_sends_nothing(run: Run) -> None:
     assert not await run.session.submit("job-pause id=$_[0].id")
     assert run.text == "Answer: $_: there is no answer yet\n"
@@ -80,6 +97,17 @@ async def test_a_shell_command_that_fails_says_so(run: Run) -> None:
     assert run.text == "oops\nShell: exit status 3\n"
     assert not await run.session.submit("info block | no-such-command-here")
     assert "not found" in run.text
+
+
+async def test_a_shell_command_that_does_not_read(run: Run) -> None:
+    run.server.answers["query-block"] = [{"device": "x" * 100}] * 50_000
+    wrong: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: wrong.append(context))
+    assert await run.session.submit("query-block | exec <&-; true")
+    assert not await run.session.submit("query-block | no-such-command-here")
+    gc.collect()
+    await asyncio.sleep(0)
+    assert wrong == []
 
 
 async def test_what_a_shell_command_writes_cannot_steer_the_terminal(run: Run) -> None:
@@ -148,9 +176,16 @@ async def test_timing_is_told_when_asked_for_or_slow(run: Run, monkeypatch: pyte
         ("blockdev-dell node-name=x", None, "did you mean 'blockdev-del'?"),
         ("block_strem d", None, "did you mean 'block_stream'?"),
         ("info blck", None, "did you mean 'info block'?"),
+        ("exit", None, "\\quit or Ctrl+D leaves the prompt"),
+        ("help block-stream", None, "\\help block-stream tells about it"),
         ("qmp block-strem device=d", "CommandNotFound: The command block-strem has not been found", "'block-stream'"),
         ("blockdev-del node-nam=x", "Parameter 'node-name' is missing", "'node-name=' where 'node-nam=' stands"),
         ("blockdev-del", "Parameter 'node-name' is missing", "still needed: node-name="),
+        (
+            "nbd-server-start addr.type=inet addr.data.host=h",
+            "Parameter 'addr.data.port' is missing",
+            "still needed: addr.data.port=",
+        ),
         ("block-stream device=d spead=1", "Parameter 'spead' is unexpected", "did you mean 'speed='?"),
         (
             "blockdev-add driver=qcow2 node-name=n file.driver=fil file.filename=x",
@@ -161,10 +196,15 @@ async def test_timing_is_told_when_asked_for_or_slow(run: Run, monkeypatch: pyte
         (
             "blockdev-del node-name=zzz",
             "Failed to find node with node-name='zzz'",
-            "there are base, overlay1, overlay2",
+            "there are 'base', 'overlay1', 'overlay2'",
         ),
         ("job-pause id=stream", "Job not found", "did you mean 'stream0'?"),
         ("block-stream device=overlai2", "Cannot find device='overlai2' nor node-name='overlai2'", "'overlay2'?"),
+        (
+            "block-job-cancel device=zzz",
+            "Block job 'zzz' not found",
+            "there are 'held', 'mirror0', 'stream0', 'wait0'",  # create0 is no block job
+        ),
         ("block-export-del id=exp", "Export 'exp' is not found", "did you mean 'exp0'?"),
         ("blockdev-del node-name=base", "Node 'base' is busy: node is used as backing hd of 'overlay1'", ""),
     ],
@@ -179,3 +219,11 @@ async def test_errors_tell_the_nearest_valid_name(run: Run, line: str, error: st
         assert hint in text.splitlines()[-1]
     else:
         assert len(text.splitlines()) == 1
+
+
+async def test_names_that_the_server_made_up_are_not_listed(run: Run) -> None:
+    nodes = run.session.knowledge.names.graph.nodes
+    nodes["#block007"] = nodes["base"]
+    run.server.answers["blockdev-del"] = CommandError("GenericError", "Failed to find node with node-name='zzz'")
+    await run.session.submit("blockdev-del node-name=zzz")
+    assert run.text.splitlines()[-1] == "  there are 'base', 'overlay1', 'overlay2'"

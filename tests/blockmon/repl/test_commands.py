@@ -15,6 +15,7 @@ from prompt_toolkit.document import Document
 from blockmon.backend import CommandError
 from blockmon.repl.commands import MODULES, all_commands
 from blockmon.repl.printers import plain
+from blockmon.replay.directives import NAMES
 from tests.blockmon.repl.fakes import CHAIN, Server, event, graph_reply
 from tests.blockmon.repl.test_session import Run
 
@@ -149,6 +150,10 @@ async def test_record_begins_and_ends_a_recording(run: Run) -> None:
     assert files == ["/tmp/a b.bmon"]
     assert await run.session.submit("\\record off")
     assert "recorded to /tmp/a b.bmon" in run.text
+    run.server.recording = "/tmp/one.bmon"  # type: ignore[attr-defined]
+    assert await run.session.submit("\\record /tmp/two.bmon")
+    assert "recording to /tmp/two.bmon, no more to /tmp/one.bmon;" in run.text
+    files.clear()
     assert not await run.session.submit("\\record off")
     assert run.text == "\\record: nothing is being recorded\n"
 
@@ -159,6 +164,19 @@ async def test_record_begins_and_ends_a_recording(run: Run) -> None:
     assert not await run.session.submit("\\record /x")
     assert run.text == "\\record: /x: Permission denied\n"
     assert not run.session.ended
+
+
+async def test_help_on_directives(run: Run) -> None:
+    await run.session.submit("\\help @wait-job")
+    assert run.text.startswith("@wait-job ID STATUS[|STATUS...]")
+    await run.session.submit("\\help files")
+    told = run.text
+    assert all(f"  @{name}" in told for name in NAMES)
+    await run.session.submit("\\help @expct")
+    assert run.text.strip() == "\\help: there is nothing on '@expct'; did you mean '@expect'?"
+    run.server.answers["human-monitor-command"] = "unknown command: '@echo'\r\n"
+    await run.session.submit("@echo hi")
+    assert "\\source FILE runs; \\help @echo tells" in run.text
 
 
 async def test_source_runs_a_command_file(run: Run, tmp_path: Path) -> None:
@@ -172,11 +190,31 @@ async def test_source_runs_a_command_file(run: Run, tmp_path: Path) -> None:
     script.write_text("blockdev-del node-name=a\nquery-version\n")
     assert not await run.session.submit(f"\\source {script}")
     text = run.text
-    assert f"{script}:1:1: blockdev-del: in use" in text
+    assert f"{script}:1:1: blockdev-del: GenericError: in use" in text
     assert "query-version" not in text
     script.write_text("query-jobs\nquit\n")
     await run.session.submit(f"\\source {script}")
     assert run.session.ended
+
+
+async def test_source_gives_variables(run: Run, tmp_path: Path) -> None:
+    script = tmp_path / "a b.bmon"
+    script.write_text("@echo <${A}> <${B}>\n")
+    assert await run.session.submit(f"\\source {script} A=/x=y B=")
+    assert "</x=y> <>\n" in run.text
+    assert not await run.session.submit(f"\\source {script}")
+    assert "the variable 'A' is not set" in run.text
+
+
+async def test_source_knows_that_the_server_is_elsewhere(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "a"
+    script.write_text("@require remote\n@echo here\n")
+    assert not await run.session.submit(f"\\source {script}")
+    monkeypatch.setattr("blockmon.repl.commands.source.connection_of", lambda _backend: object())
+    assert await run.session.submit(f"\\source {script}")
+    assert "here\n" in run.text
 
 
 async def test_watch_repeats_until_it_is_cancelled(run: Run) -> None:
@@ -265,6 +303,9 @@ async def test_completion_of_commands_settings_and_references(run: Run, tmp_path
     await run.session.submit("query-jobs")
     assert await completions(run, "job-pause id=$_[") == ["[0]", "[1]", "[2]", "[3]", "[4]"]
     assert ".status" in await completions(run, "job-pause id=$_[0].s")
+    run.session.runner.remember({"on": True, "none": None, "text": "a"})
+    found = [c async for c in run.session.completer.get_completions_async(Document("$_."), CompleteEvent())]
+    assert [c.display_meta_text for c in found] == ["true", "null", "a"]
 
 
 async def test_hints_show_the_usage(run: Run) -> None:

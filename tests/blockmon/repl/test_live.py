@@ -32,6 +32,24 @@ async def test_job_events_count_at_once(server: Server) -> None:
     assert server.calls == []
 
 
+async def test_a_batch_of_events_is_one_change(server: Server) -> None:
+    names = await names_of(server)
+    told: list[dict[str, str]] = []
+    names._on_change = lambda: told.append({job.id: job.status for job in names.jobs.values()})
+    names.on_events(
+        [event("JOB_STATUS_CHANGE", id=f"j{number % 5}", status=("running", "paused")[number % 2])
+         for number in range(1000)]
+        + [event("JOB_STATUS_CHANGE", id="j3", status="null")]
+    )  # fmt: skip
+    assert len(told) == 1
+    assert "j3" not in told[0]
+    assert told[0]["j4"] == "paused"
+    # Nothing new is no change.
+    names.on_events([event("JOB_STATUS_CHANGE", id="j4", status="paused")])
+    assert len(told) == 1
+    await names.close()
+
+
 async def test_the_type_of_a_new_job_is_asked_for(server: Server) -> None:
     names = await names_of(server)
     server.answers["query-jobs"] = [{"id": "new", "type": "mirror", "status": "running"}]

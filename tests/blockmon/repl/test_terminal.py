@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextvars
+import errno
 import io
 import os
 import re
@@ -437,6 +438,21 @@ def test_without_a_place_to_write_history_is_in_memory(tmp_path: Path) -> None:
     assert not isinstance(history, PrivateFileHistory)
 
 
+async def test_what_fails_beside_is_told_in_a_line(terminal: Terminal) -> None:
+    loop = asyncio.get_running_loop()
+    loop.call_exception_handler({"message": "oops", "exception": ValueError("wrong")})
+    await terminal.until(lambda: "internal error: ValueError('wrong')" in terminal.screen)
+    assert "Traceback" not in terminal.screen
+    assert await terminal.leave() == 0
+
+
+async def test_a_terminal_that_is_gone_ends_it_without_a_word(terminal: Terminal) -> None:
+    gone = OSError(errno.EIO, "Input/output error")
+    asyncio.get_running_loop().call_exception_handler({"message": "write failed", "exception": gone})
+    assert await asyncio.wait_for(terminal.task, 10) == 128 + signal.SIGHUP
+    assert "rror" not in terminal.screen
+
+
 # Without a terminal --------------------------------------------------------------------------------------------------
 
 
@@ -466,6 +482,14 @@ async def test_batch_goes_on_after_errors_and_tells_by_its_status() -> None:
         "blockmon: line 2, column 14: Syntax: expected key=value, found 'x'",
         "blockmon: line 3: HMP: unknown command: 'nope'",
     ]
+
+
+async def test_batch_tells_the_nearest_name_of_what_the_server_has() -> None:
+    missing = {"blockdev-del": "Failed to find node with node-name='overlai2'", "job-pause": "Job not found"}
+    server = Server({name: CommandError("GenericError", text) for name, text in missing.items()})
+    _, _, err = await batch("blockdev-del node-name=overlai2\njob-pause id=strem0\ninfo blok\nblock_strem d\n", server)
+    hints = ["did you mean 'overlay2'?", "did you mean 'stream0'?", "did you mean 'info block'?", "'block_stream'?"]
+    assert all(hint in line for hint, line in zip(hints, err.splitlines()[1::2], strict=True)), err
 
 
 async def test_batch_knows_pipes_the_last_answer_and_the_prompts_commands() -> None:

@@ -39,6 +39,12 @@ async def check(play: Play, text: str, **options: object) -> list[str]:
         ("blockdev-addd driver=x", 1, "unknown command: 'blockdev-addd'; did you mean 'blockdev-add'?"),
         ("qmp blockdev-addd driver=x", 5, "The command blockdev-addd has not been found"),
         ("infoo block", 1, "unknown command: 'infoo'; did you mean 'info'?"),
+        ("info  blok", 7, "unknown command: 'info blok'; did you mean 'block'?"),
+        ("block-stream device=a spead=5", 23, "Parameter 'spead' is unexpected; did you mean 'speed'?"),
+        ('{"execute": "block-strem"}', 13, "The command block-strem has not been found; did you mean 'block-stream'?"),
+        ("@wait-event JOB_STATUS_CHANG", 13, "the server has no event 'JOB_STATUS_CHANG'; did you mean 'JOB_STATUS"),
+        ("@wait-event block-job-ready", 13, "the server has no event 'block-job-ready'; did you mean 'BLOCK_JOB_READY"),
+        ("@wait-event JOB_STATUS_CHANGE idd=j", 31, "JOB_STATUS_CHANGE has no 'idd'; did you mean 'id'?"),
         ('{"execute": "nope"}', 13, "The command nope has not been found"),
         ('{"execute": "block-stream", "arguments": {"device": 5}}', 53, "Invalid parameter type for 'device'"),
         (
@@ -61,6 +67,12 @@ async def test_place_in_json_over_lines(play: Play) -> None:
     )
     found = await check(play, text)
     assert found[0] == "s:4:5: Invalid parameter type for 'file.driver', expected: string"
+
+
+async def test_what_only_a_run_can_tell_is_no_mistake(play: Play) -> None:
+    text = "query-version\n@let A = $.package\n@wait-event ${A}\n@wait-event X_BLOCKMON_ANY x=1\ninfo ${A}\ninfo\n"
+    text += "@wait-event JOB_STATUS_CHANGE id=j status=concluded\ninfo block-jobs\n"
+    assert await check(play, text) == []
 
 
 async def test_good_commands(play: Play, engine: EmbeddedBackend) -> None:
@@ -123,9 +135,7 @@ async def test_loops_and_other_files(play: Play, tmp_path: Path) -> None:
 
 
 async def test_nothing_is_done(play: Play, tmp_path: Path) -> None:
-    text = (
-        f"@shell touch {tmp_path}/x\n@sleep 100s\n@wait-event NEVER\n@defer block-stream\n@defer @echo no\n@echo no\n"
-    )
+    text = f"@shell touch {tmp_path}/x\n@sleep 100s\n@wait-event STOP\n@defer block-stream\n@defer @echo no\n@echo no\n"
     text += "@retry 1000 every 10s\nquery-jobs\n@expect $ == 1\n----\nx\n"
     assert await check(play, text, allow_shell=True) == ["s:4:8: Parameter 'device' is missing"]
     assert not (tmp_path / "x").exists()

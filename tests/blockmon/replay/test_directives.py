@@ -112,7 +112,7 @@ class TestVariables:
 
     async def test_value_is_escaped_in_json_only(self, play: Play) -> None:
         text = """@set Q it's "x\\y\n{"execute": "blockdev-del", "arguments": {"node-name": "${Q}"}}\n"""
-        says = "s:2:1: blockdev-del: Failed to find node with node-name='it's \"x\\y'"
+        says = "s:2:1: blockdev-del: GenericError: Failed to find node with node-name='it's \"x\\y'"
         assert await bad(play, text) == (1, says)
         for quote in "\"'":
             command = f"{{'execute': 'blockdev-del', 'arguments': {{'node-name': {quote}${{Q}}{quote}}}}}"
@@ -139,6 +139,9 @@ class TestVariables:
         assert await played.runner.run(str(tmp_path / "s")) == ExitStatus.USAGE
 
 
+LACKS = "$[0] has no member 'nothing' (file, node-name, ro, drv, backing_file_depth, encrypted, …)"
+
+
 class TestAnswers:
     async def test_let_takes_text_and_json(self, play: Play) -> None:
         text = (
@@ -148,8 +151,9 @@ class TestAnswers:
         assert (await good(play, text)).splitlines()[1] == '7 blockmon {"major": 7, "minor": 2, "micro": 22} 2'
 
     async def test_let_of_nothing(self, play: Play) -> None:
-        assert await bad(play, "query-version\n@let M = $.qemu.none[0]\n") == (1, "s:2:1: there is no .none in $.qemu")
-        assert await bad(play, "query-jobs\n@let M = $[-1]\n") == (1, "s:2:1: there is no [-1] in $")
+        lacks = "s:2:1: $.qemu has no member 'none' (major, minor, micro)"
+        assert await bad(play, "query-version\n@let M = $.qemu.none[0]\n") == (1, lacks)
+        assert await bad(play, "query-jobs\n@let M = $[-1]\n") == (1, "s:2:1: $ has no elements, so there is no [-1]")
         assert await bad(play, "@let M = $\n") == (1, "s:1:1: there is no answer yet")
 
     @pytest.mark.parametrize(
@@ -186,9 +190,12 @@ class TestAnswers:
             ("$[0].ro == null", "$[0].ro is false, expected == null"),
             ("$[0].image.virtual-size > 1M", "$[0].image.virtual-size is 1048576, expected > 1M"),
             ("$[0].node-name < 5", '"a" is no number, expected < 5'),
-            ("$[0].nothing != a", "there is no .nothing in $[0], expected $[0].nothing != a"),
-            ("$[0].nothing != null", "there is no .nothing in $[0], expected $[0].nothing != null"),
-            ("$[?node-name==b].ro == false", "there is no [?node-name==b] in $, expected $[?node-name==b].ro == false"),
+            ("$[0].nothing != a", f"{LACKS}, expected $[0].nothing != a"),
+            ("$[0].nothing != null", f"{LACKS}, expected $[0].nothing != null"),
+            (
+                "$[?node-name==b].ro == false",
+                "$ has no element whose node-name is b, expected $[?node-name==b].ro == false",
+            ),
             ("$[0].node-name ~ b", '$[0].node-name is "a", expected ~ b'),
         ],
     )
@@ -237,9 +244,9 @@ class TestError:
                 "@error GenericError /other/",
                 "s:2:1: the error is 'Failed to find node with node-name='x'', expected /o",
             ),
-            ("@echo on", "s:1:1: blockdev-del: Failed to find node with node-name='x'"),
-            ("query-jobs", "s:1:1: blockdev-del: Failed to find node with node-name='x'"),
-            ("", "s:1:1: blockdev-del: Failed to find node with node-name='x'"),
+            ("@echo on", "s:1:1: blockdev-del: GenericError: Failed to find node with node-name='x'"),
+            ("query-jobs", "s:1:1: blockdev-del: GenericError: Failed to find node with node-name='x'"),
+            ("", "s:1:1: blockdev-del: GenericError: Failed to find node with node-name='x'"),
         ],
     )
     async def test_any_other_failure_ends_the_run(self, play: Play, error: str, says: str) -> None:
@@ -271,7 +278,7 @@ class TestLoops:
 
     async def test_failure_inside_has_its_own_place(self, play: Play) -> None:
         text = "@for X in a b\n  blockdev-del node-name=${X}\n@end\n@echo no\n"
-        assert await bad(play, text) == (1, "s:2:3: blockdev-del: Failed to find node with node-name='a'")
+        assert await bad(play, text) == (1, "s:2:3: blockdev-del: GenericError: Failed to find node with node-name='a'")
 
     async def test_error_of_the_last_command_inside(self, play: Play) -> None:
         await good(play, f"@repeat 3\nblockdev-del node-name=x\n@error {GONE}\n@end\n@echo on\n")
@@ -328,7 +335,7 @@ class TestRetry:
         status, told = await bad(play, "@retry 3 every 1ms\nblockdev-del node-name=x\n@echo on\n")
         assert (status, told) == (
             1,
-            "s:2:1: blockdev-del: Failed to find node with node-name='x' (tried 3 times)",
+            "s:2:1: blockdev-del: GenericError: Failed to find node with node-name='x' (tried 3 times)",
         )
 
     async def test_last_failure_is_told_and_its_answer_printed_once(self, play: Play) -> None:
@@ -392,14 +399,16 @@ class TestDefer:
             '@defer {"execute":\n  "query-jobs"}\n@echo $${X}\nblockdev-del node-name=q\n@defer @echo no\n'
         )
         played = await play(text)
-        assert played.told == ["s:9:1: blockdev-del: Failed to find node with node-name='q'"]
+        assert played.told == [
+            "s:9:1: blockdev-del: GenericError: Failed to find node with node-name='q'; there is only 'a'"
+        ]
         assert played.out == "{}\n${X}\n[]\ntwo\n{}\n"
         assert await good(play, "query-named-block-nodes\n") == "[]\n"
 
     async def test_failure_is_told_and_the_others_run(self, play: Play) -> None:
         played = await play("@defer @echo one\n@defer blockdev-del node-name=q\n@echo on\n")
         assert played.out == "on\none\n"
-        assert played.told == ["s:2:8: blockdev-del: Failed to find node with node-name='q'"]
+        assert played.told == ["s:2:8: blockdev-del: GenericError: Failed to find node with node-name='q'"]
         assert played.status == 1
 
     async def test_variables_are_put_in_once(self, play: Play) -> None:
@@ -414,7 +423,7 @@ class TestDefer:
                     waits.set()
 
         task = asyncio.ensure_future(
-            play(f"{NODE}@defer blockdev-del node-name=a\n@wait-event NEVER\n", observer=Seen(io.StringIO()))
+            play(f"{NODE}@defer blockdev-del node-name=a\n@wait-event STOP\n", observer=Seen(io.StringIO()))
         )
         await waits.wait()
         assert len(await engine.execute("query-named-block-nodes")) == 1
@@ -426,10 +435,10 @@ class TestDefer:
 
 class TestWaits:
     async def test_timeout_is_the_default_of_both(self, play: Play) -> None:
-        text = f"@timeout 30ms\n{NODE}@wait-event NEVER\n"
+        text = f"@timeout 30ms\n{NODE}@wait-event STOP\n"
         status, told = await bad(play, text)
         assert status == 4
-        assert told.startswith("s:3:1: NEVER did not come within 0.03 s")
+        assert told.startswith("s:3:1: STOP did not come within 0.03 s")
         text = (
             "blockdev-add driver=null-co node-name=b size=1G\nblockdev-add driver=null-co node-name=c size=1G\n"
             "blockdev-mirror job-id=j device=b target=c sync=full speed=1\n@timeout 30ms\n@wait-job j ready\n"

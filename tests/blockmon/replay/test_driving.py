@@ -43,7 +43,9 @@ class TestBatches:
         played = await play(f"{ADD}a\nquery-jobs\nblockdev-del node-name=x\n{ADD}b\n{ADD}c\n")
         assert await nodes(engine) == ["a"]
         assert played.out == "{}\n[]\n"
-        assert played.told == ["s:3:1: blockdev-del: Failed to find node with node-name='x'"]
+        assert played.told == [
+            "s:3:1: blockdev-del: GenericError: Failed to find node with node-name='x'; there is only 'a'"
+        ]
 
     async def test_what_stands_in_front_of_a_mistake_runs(self, play: Play, engine: EmbeddedBackend) -> None:
         for number, mistake in enumerate(("block-stream x", "@nonsense", "@echo ${NO}", '{"execute"', "----\n(\n(")):
@@ -55,20 +57,20 @@ class TestBatches:
     async def test_failure_comes_before_a_later_mistake(self, play: Play) -> None:
         for mistake in ("block-stream x", "@nonsense", '{"execute"', "@echo ${NO}"):
             played = await play(f"query-jobs\nblockdev-del node-name=x\n{mistake}\n")
-            assert played.told == ["s:2:1: blockdev-del: Failed to find node with node-name='x'"]
+            assert played.told == ["s:2:1: blockdev-del: GenericError: Failed to find node with node-name='x'"]
 
     async def test_going_on(self, play: Play, engine: EmbeddedBackend) -> None:
         text = (
             f"blockdev-del node-name=x\n{ADD}a\nblockdev-del node-name=y\nblockdev-del node-name=z\n{ADD}b\n"
             "@expect $ == 1\nblockdev-del node-name=q\n@error GenericError /'q'/\n"
-            "info nothing\n@wait-event NO timeout=1ms\n"
+            "info nothing\n@wait-event STOP timeout=1ms\n"
             f"{ADD}c\nblockdev-del node-name=end\n"
         )
         played = await play(text, keep_going=True)
         assert [line.split(":")[1] for line in played.told] == ["1", "3", "4", "6", "9", "10", "12"]
         assert played.status == ExitStatus.FAILED
         assert await nodes(engine) == ["a", "b", "c"]
-        assert (await play("@wait-event NO timeout=1ms\nquery-jobs\n", keep_going=True)).status == ExitStatus.TIMEOUT
+        assert (await play("@wait-event STOP timeout=1ms\nquery-jobs\n", keep_going=True)).status == ExitStatus.TIMEOUT
 
     async def test_mistake_ends_a_script_that_keeps_going(self, play: Play) -> None:
         played = await play("blockdev-del node-name=x\n@nonsense\n@echo no\n", keep_going=True)
@@ -81,7 +83,7 @@ class TestBatches:
         assert played.told == []
         assert len(await nodes(engine)) == 300
         played = await play("".join(f"blockdev-del node-name=n{number}\n" for number in range(301)))
-        assert played.told == ["s:301:1: blockdev-del: Failed to find node with node-name='n300'"]
+        assert played.told == ["s:301:1: blockdev-del: GenericError: Failed to find node with node-name='n300'"]
 
     async def test_order_is_the_same_with_an_observer(self, play: Play, engine: EmbeddedBackend) -> None:
         log = Log()
@@ -99,7 +101,7 @@ class TestBatches:
             "4 @error GenericError /x/",
             "5 blockdev-del node-name=y",
             "5 -> {'class': 'GenericError', 'desc': \"Failed to find node with node-name='y'\"}",
-            "5 !! blockdev-del: Failed to find node with node-name='y'",
+            "5 !! blockdev-del: GenericError: Failed to find node with node-name='y'; there is only 'a'",
         ]
         assert "X_BLOCKMON_GRAPH_CHANGE" in log.events
 

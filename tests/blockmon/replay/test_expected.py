@@ -49,6 +49,7 @@ def test_matching(expected: list[str], actual: list[str], matches: bool) -> None
         (["...", "b"], ["1", "b", "2"], ["...", "b", "2"]),
         (["a", "..."], ["a", "1", "2"], ["a", "..."]),
         (["old"], ["..."], [r"\.\.\. (re)"]),
+        (["old"], ["  @end of it"], [r"  @end of it (re)"]),
         (["old"], ["a (b) (re)"], [r"a \(b\) \(re\) (re)"]),
     ],
 )
@@ -140,3 +141,19 @@ async def test_file_that_changed_meanwhile_is_left_alone(play: Play, tmp_path: P
     (tmp_path / "s").write_text("other\n\n\n")
     assert played.runner.updates.write() == {str(tmp_path / "s"): "not updated: the file has changed while it ran"}
     assert (tmp_path / "s").read_text() == "other\n\n\n"
+
+
+def test_a_difference_never_blames_the_line_for_any_lines() -> None:
+    difference = Expected(["{", "...", "wrong", "}"]).difference(["{", "right", "}"])
+    assert difference.splitlines() == ["     {", "     ...", "    -wrong", "    +right", "     }"]
+    assert "-..." not in Expected(["...", "a", "...", "b"]).difference(["c"])
+
+
+@pytest.mark.parametrize("update", [False, True])
+async def test_a_directive_in_an_expected_answer_is_a_mistake(play: Play, tmp_path: Path, update: bool) -> None:
+    text = "query-jobs\n----\n[]\n  @echo hi\n"
+    played = await play(text, update=update)
+    assert played.told == ["s:4:3: @echo stands in an expected answer, which ends at an empty line"]
+    assert (played.status, (tmp_path / "s").read_text()) == (2, text)
+    assert (await play("@repeat 1\nquery-jobs\n----\n[]\n@end\n")).told[0].startswith("s:5:1: @end stands in an expect")
+    assert (await play("query-jobs\n----\n...\n@nobody\n@end (re)\n")).status == 1

@@ -41,7 +41,7 @@ def test_failing_command_ends_everything(
 ) -> None:
     one, two = write(tmp_path / "1", "query-block\nquit\n"), write(tmp_path / "2", "query-block\n")
     assert cli.main(["run", one, two]) == 1
-    assert capsys.readouterr() == ("[]\n", f"{one}:2:1: quit: not yet\n")
+    assert capsys.readouterr() == ("[]\n", f"{one}:2:1: quit: GenericError: not yet\n")
     assert backend.closed
 
 
@@ -91,7 +91,10 @@ def test_standard_input_is_answered_line_by_line(running: "subprocess.Popen[str]
     assert ask(running, "query-jobs") == "[]\n"
     assert ask(running, '{"execute": "query-named-block-nodes",\n"arguments": {"flat": true}}') == "[]\n"
     out, err = running.communicate("no-such-command-at-all\n", timeout=30)
-    assert (out, err) == ("", "<stdin>:4:1: no-such-command-at-all: unknown command: 'no-such-command-at-all'\n")
+    assert (out, err) == (
+        "",
+        "<stdin>:4:1: no-such-command-at-all: CommandNotFound: unknown command: 'no-such-command-at-all'\n",
+    )
     assert running.returncode == 1
 
 

@@ -56,6 +56,9 @@ def sent(backend: FakeBackend) -> list[tuple[str, dict[str, Any]]]:
 
 
 class TestCommands:
+    async def test_an_error_needs_a_command(self, backend: FakeBackend, tmp_path: Path) -> None:
+        assert await fails(backend, "@error GenericError /x/\n", tmp_path) == ("s:1:1: there is no answer yet", 1)
+
     async def test_nothing_runs_after_quit(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["human-monitor-command"] = ""
         for text in ("quit", '{"execute": "quit"}', "q"):
@@ -103,13 +106,13 @@ class TestCommands:
     async def test_first_error_stops(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["block-stream"] = CommandError("GenericError", "Cannot find device='a' nor node-name=''")
         error = await fails(backend, "\nquery-block\n\nblock-stream \\\n device=a\nquit\n", tmp_path)
-        assert error == ("s:4:1: block-stream: Cannot find device='a' nor node-name=''", 1)
+        assert error == ("s:4:1: block-stream: GenericError: Cannot find device='a' nor node-name=''", 1)
         assert ("quit", {}) not in backend.calls
 
     async def test_hmp_error_stops(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["human-monitor-command"] = "Error: Block job 'x' not found\r\n"
         assert await fails(backend, "block_job_cancel x\n", tmp_path) == (
-            "s:1:1: block_job_cancel: Block job 'x' not found",
+            "s:1:1: block_job_cancel: GenericError: Block job 'x' not found",
             1,
         )
 
@@ -151,41 +154,87 @@ class TestCommands:
         assert printed == "[]\n" * lines
 
 
+class TestAdvice:
+    async def test_nearest_name(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["query-named-block-nodes"] = [{"node-name": name, "drv": "raw"} for name in ("alpha", "beta")]
+        backend.answers["query-block-jobs"] = backend.answers["query-block"] = []
+        backend.answers["blockdev-del"] = CommandError("GenericError", "Failed to find node with node-name='alfa'")
+        said = "s:1:1: blockdev-del: GenericError: Failed to find node with node-name='alfa'; did you mean 'alpha'?"
+        assert await fails(backend, "blockdev-del node-name=alfa\n", tmp_path) == (said, 1)
+
+    async def test_nearest_command(self, backend: FakeBackend, tmp_path: Path) -> None:
+        said = "The command query-jos has not been found; did you mean 'query-jobs'?"
+        assert (await fails(backend, '{"execute": "query-jos"}', tmp_path))[0].endswith(said)
+
+    async def test_a_server_without_a_human_monitor(self, backend: FakeBackend, tmp_path: Path) -> None:
+        told, _ = await fails(backend, "info block\n", tmp_path)
+        assert told == "s:1:1: info: CommandNotFound: 'info' is no QMP command, and this server has no human monitor"
+        with pytest.raises(ScriptError, match="'info' is no QMP command, and this server has no human monitor"):
+            await run(backend, "info block\n", tmp_path, dry_run=True)
+
+    async def test_nothing_is_asked_for_a_failure_that_is_wanted(self, backend: FakeBackend, tmp_path: Path) -> None:
+        backend.answers["blockdev-del"] = CommandError("GenericError", "Failed to find node with node-name='x'")
+        await run(backend, "blockdev-del node-name=x\n@error GenericError /x/\n", tmp_path)
+        assert {name for name, _ in backend.calls} <= {"blockdev-del", "query-commands", "query-qmp-schema"}
+
+
 class TestWaitEvent:
+    async def test_an_event_that_cannot_come_is_not_waited_for(self, backend: FakeBackend, tmp_path: Path) -> None:
+        told, status = await fails(backend, "@wait-event BLOCK_JOB_REDY\n", tmp_path)
+        assert (status, told[:7]) == (2, "s:1:13:")
+        assert told.endswith("the server has no event 'BLOCK_JOB_REDY'; did you mean 'BLOCK_JOB_READY'?")
+        told, status = await fails(backend, "@wait-event BLOCK_JOB_READY devise=a\n", tmp_path)
+        assert (status, told) == (2, "s:1:29: BLOCK_JOB_READY has no 'devise'; did you mean 'device'?")
+
+    async def test_what_came_is_told_without_what_is_internal(self, backend: FakeBackend, tmp_path: Path) -> None:
+        come = event("X_BLOCKMON_GRAPH_CHANGE", generation=1), event("BLOCK_JOB_READY", device="a")
+        backend.answers["block-stream"] = lambda device: backend.emit(*come) or {}
+        told, _ = await fails(backend, "block-stream device=a\n@wait-event BLOCK_JOB_ERROR timeout=1ms\n", tmp_path)
+        assert told == "s:2:1: BLOCK_JOB_ERROR did not come within 0.001 s; came: BLOCK_JOB_READY"
+
     async def test_event_that_came_with_the_command(self, backend: FakeBackend, tmp_path: Path) -> None:
         backend.answers["block-stream"] = lambda device: backend.emit(event("BLOCK_JOB_READY", device=device)) or {}
         await run(backend, "block-stream device=a\nquery-block\n@wait-event BLOCK_JOB_READY device=a\n", tmp_path)
 
     async def test_event_that_comes_later(self, backend: FakeBackend, tmp_path: Path) -> None:
-        backend.answers["block-stream"] = lambda device: backend.emit_later(event("X", len=5, on=True, no=None)) or {}
-        await run(backend, "block-stream device=a\n@wait-event X len=5 on=true no=null\n", tmp_path)
+        backend.answers["block-stream"] = lambda device: (
+            backend.emit_later(event("X_BLOCKMON_X", len=5, on=True, no=None)) or {}
+        )
+        await run(backend, "block-stream device=a\n@wait-event X_BLOCKMON_X len=5 on=true no=null\n", tmp_path)
 
     async def test_event_of_an_earlier_command_does_not_count(self, backend: FakeBackend, tmp_path: Path) -> None:
-        backend.answers["block-stream"] = lambda device: backend.emit(event("X")) or {}
-        script = "block-stream device=a\nblockdev-del node-name=b\n@wait-event X timeout=20ms\n"
-        assert await fails(backend, script, tmp_path) == ("s:3:1: X did not come within 0.02 s; came: no event", 4)
+        backend.answers["block-stream"] = lambda device: backend.emit(event("X_BLOCKMON_X")) or {}
+        script = "block-stream device=a\nblockdev-del node-name=b\n@wait-event X_BLOCKMON_X timeout=20ms\n"
+        assert await fails(backend, script, tmp_path) == (
+            "s:3:1: X_BLOCKMON_X did not come within 0.02 s; came: no event",
+            4,
+        )
 
     async def test_event_counts_once_and_in_any_order(self, backend: FakeBackend, tmp_path: Path) -> None:
-        backend.answers["block-stream"] = lambda device: backend.emit(event("A"), event("B"), event("A")) or {}
-        start = "block-stream device=a\n@wait-event B\n@wait-event A\n@wait-event A\n"
+        backend.answers["block-stream"] = lambda device: (
+            backend.emit(event("X_BLOCKMON_A"), event("X_BLOCKMON_B"), event("X_BLOCKMON_A")) or {}
+        )
+        start = "block-stream device=a\n@wait-event X_BLOCKMON_B\n@wait-event X_BLOCKMON_A\n@wait-event X_BLOCKMON_A\n"
         await run(backend, start, tmp_path)
-        message, _ = await fails(backend, start + "@wait-event A timeout=20ms\n", tmp_path)
-        assert message == "s:5:1: A did not come within 0.02 s; came: no event"
+        message, _ = await fails(backend, start + "@wait-event X_BLOCKMON_A timeout=20ms\n", tmp_path)
+        assert message == "s:5:1: X_BLOCKMON_A did not come within 0.02 s; came: no event"
 
     @pytest.mark.parametrize(
         "field", ["len=6", "len=5b", "on=1", "on=false", "text=yes", "in.side=2", "none=1", "len.x=5"]
     )
     async def test_other_values_do_not_match(self, backend: FakeBackend, tmp_path: Path, field: str) -> None:
         data: dict[str, Any] = {"len": 5, "on": True, "text": "no", "in": {"side": 1}}
-        backend.answers["block-stream"] = lambda device: backend.emit(event("X", **data)) or {}
-        message, status = await fails(backend, f"block-stream device=a\n@wait-event X {field} timeout=20ms\n", tmp_path)
-        assert message == f"s:2:1: X {field} did not come within 0.02 s; came: X"
+        backend.answers["block-stream"] = lambda device: backend.emit(event("X_BLOCKMON_X", **data)) or {}
+        message, status = await fails(
+            backend, f"block-stream device=a\n@wait-event X_BLOCKMON_X {field} timeout=20ms\n", tmp_path
+        )
+        assert message == f"s:2:1: X_BLOCKMON_X {field} did not come within 0.02 s; came: X_BLOCKMON_X"
         assert status == 4
 
     async def test_values_inside_and_in_quotes(self, backend: FakeBackend, tmp_path: Path) -> None:
         data: dict[str, Any] = {"text": "5", "other": "a b", "in": {"side": 1}}
-        backend.answers["block-stream"] = lambda device: backend.emit(event("X", **data)) or {}
-        await run(backend, "block-stream device=a\n@wait-event X text=5 other='a b' in.side=1\n", tmp_path)
+        backend.answers["block-stream"] = lambda device: backend.emit(event("X_BLOCKMON_X", **data)) or {}
+        await run(backend, "block-stream device=a\n@wait-event X_BLOCKMON_X text=5 other='a b' in.side=1\n", tmp_path)
 
 
 class TestWaitJob:
