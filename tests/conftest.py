@@ -23,6 +23,7 @@ PACKAGE_OF = {
     "qemu-system-x86_64": "qemu-system-x86",
     "nbdinfo": "libnbd-bin",
     "nbdcopy": "libnbd-bin",
+    "nbdkit": "nbdkit",
     "fio": "fio",
     "tmux": "tmux",
     "screen": "screen",

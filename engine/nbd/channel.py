@@ -31,6 +31,8 @@ _MAX_CHUNK: Final = 64 << 20
 """Longest chunk, in bytes, that is no sign of a broken server."""
 _SIMPLE_HEAD: Final = nbd.SIMPLE.size
 _REST: Final = nbd.CHUNK.size - _SIMPLE_HEAD
+_EXT_HEAD: Final = nbd.EXT_CHUNK.size
+_RUN, _EXT_RUN = struct.Struct(">II"), struct.Struct(">QQ")
 
 
 class ConnectionLost(Exception):
@@ -66,6 +68,13 @@ class Channel:
     def __init__(self, stream: Stream, info: ExportInfo) -> None:
         self.info = info
         self._stream = stream
+        if info.extended:
+            self._pack, self._magic = nbd.EXT_REQUEST.pack, nbd.EXT_REQUEST_MAGIC
+            self._read_reply = self._read_extended
+        else:
+            self._pack, self._magic = nbd.REQUEST.pack, nbd.REQUEST_MAGIC
+            self._read_reply = self._read_compact
+        self._carries = nbd.FLAG_PAYLOAD_LEN if info.extended else 0
         self._sending = threading.Lock()
         self._state = threading.Condition(threading.Lock())
         self._requests: dict[int, _Request] = {}
@@ -84,7 +93,7 @@ class Channel:
 
     def write(self, offset: int, data: memoryview, flags: int) -> None:
         """Write *data*."""
-        self._do(_Request(nbd.CMD_WRITE, offset, None), flags, len(data), data)
+        self._do(_Request(nbd.CMD_WRITE, offset, None), flags | self._carries, len(data), data)
 
     def simple(self, kind: int, offset: int, length: int, flags: int = 0) -> None:
         """A request without data: flush, trim, zeros."""
@@ -108,7 +117,7 @@ class Channel:
                 raise self._lost
             self._cookie = cookie = self._cookie + 1
             self._requests[cookie] = request
-        head = nbd.REQUEST.pack(nbd.REQUEST_MAGIC, flags, request.kind, cookie, request.offset, length)
+        head = self._pack(self._magic, flags, request.kind, cookie, request.offset, length)
         try:
             with self._sending:
                 self._stream.send([head] if data is None else [head, data])
@@ -158,12 +167,11 @@ class Channel:
 
     # -- replies: in the thread that reads -------------------------------------------------------------------
 
-    def _read_reply(self) -> _Request | None:
-        """Read one reply or chunk; the request that it ends, if it ends one."""
+    # Each reads one reply or chunk, and returns the request that it ends, if it ends one.
+
+    def _read_compact(self) -> _Request | None:
         magic, word, cookie = nbd.SIMPLE.unpack(self._stream.take(_SIMPLE_HEAD))
-        request = self._requests.get(cookie)
-        if request is None:
-            raise _Protocol("a reply to no request")
+        request = self._find(cookie)
         if magic == nbd.SIMPLE_MAGIC:
             self._simple_reply(request, word)
             done = True
@@ -173,8 +181,26 @@ class Channel:
             self._chunk(request, word & 0xFFFF, length, done)
         else:
             raise _Protocol(f"bad reply magic {magic:#x}")
-        if not done:
-            return None
+        return self._end(cookie, request) if done else None
+
+    def _read_extended(self) -> _Request | None:
+        magic, flags, kind, cookie, offset, length = nbd.EXT_CHUNK.unpack(self._stream.take(_EXT_HEAD))
+        if magic != nbd.EXT_CHUNK_MAGIC:
+            raise _Protocol(f"bad reply magic {magic:#x}")
+        request = self._find(cookie)
+        if offset != request.offset:
+            raise _Protocol("a reply with another request's offset")
+        done = bool(flags & nbd.CHUNK_DONE)
+        self._chunk(request, kind, length, done)
+        return self._end(cookie, request) if done else None
+
+    def _find(self, cookie: int) -> _Request:
+        request = self._requests.get(cookie)
+        if request is None:
+            raise _Protocol("a reply to no request")
+        return request
+
+    def _end(self, cookie: int, request: _Request) -> _Request:
         if request.missing and not request.error:
             raise _Protocol("a read without all of its data")
         self._requests.pop(cookie, None)
@@ -198,7 +224,9 @@ class Channel:
         elif kind == nbd.CHUNK_OFFSET_HOLE:
             self._hole(request, length)
         elif kind == nbd.CHUNK_BLOCK_STATUS:
-            self._extents(request, length)
+            self._extents(request, length, 4, _RUN)
+        elif kind == nbd.CHUNK_BLOCK_STATUS_EXT and self.info.extended:
+            self._extents(request, length, 8, _EXT_RUN)
         elif kind & _ERROR_BIT:
             self._error(request, length)
         elif kind != nbd.CHUNK_NONE or length or not last:
@@ -225,13 +253,17 @@ class Channel:
         at, size = struct.unpack(">QI", self._stream.take(12))
         self._place(request, at, size)[:] = bytes(size)
 
-    def _extents(self, request: _Request, length: int) -> None:
-        if request.kind != nbd.CMD_BLOCK_STATUS or length < 12 or length % 8 != 4 or request.extents:
+    def _extents(self, request: _Request, length: int, head: int, layout: struct.Struct) -> None:
+        """A block status of *length* bytes: *head* bytes, and extents of *layout* behind them."""
+        number, odd = divmod(length - head, layout.size)
+        if request.kind != nbd.CMD_BLOCK_STATUS or number < 1 or odd or request.extents:
             raise _Protocol("a block status that does not fit")
         if int.from_bytes(self._stream.take(4), "big") != self.info.context_id:
             raise _Protocol("a block status of another context")
-        run, state = struct.unpack(">II", self._stream.take(8))
-        self._stream.skip(length - 12)
+        if head == 8 and int.from_bytes(self._stream.take(4), "big") not in (0, number):
+            raise _Protocol("a block status that counts its extents wrong")
+        run, state = layout.unpack(self._stream.take(layout.size))
+        self._stream.skip(length - head - layout.size)
         if not run:
             raise _Protocol("an extent of no length")
         request.extents.append((run, state))
@@ -249,7 +281,7 @@ class Channel:
 
     def close(self) -> None:
         """Take leave of the server, and let go. No request is on its way, or each gets ConnectionLost."""
-        head = nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.CMD_DISC, 0, 0, 0)
+        head = self._pack(self._magic, 0, nbd.CMD_DISC, 0, 0, 0)
         if self._lost is None:
             try:
                 self._stream.set_timeout(1.0)

@@ -32,7 +32,8 @@ _LONGEST_PAUSE: Final = 16.0
 class Client:
     """Connections to one export.
 
-    connect: makes a channel (Errors: GenericError). reconnect_delay: seconds that requests wait after a loss.
+    connect: makes a channel (Errors: GenericError). cancel: lets that fail soon, if it is at it.
+    reconnect_delay: seconds that requests wait after a loss.
     on_lost: called with a text when the connection is lost, and with None when it is back; in any thread.
     """
 
@@ -40,9 +41,11 @@ class Client:
         self,
         connect: Callable[[], Channel],
         reconnect_delay: float,
+        cancel: Callable[[], None] = lambda: None,
         on_lost: Callable[[str | None], None] = lambda text: None,
     ) -> None:
         self._connect = connect
+        self._cancel = cancel
         self._delay = reconnect_delay
         self._on_lost = on_lost
         self._state = threading.Condition()
@@ -59,16 +62,23 @@ class Client:
         """Connect; after a failure try again for *timeout* seconds. Errors: GenericError."""
         end = time.monotonic() + timeout
         pause = 1.0
-        while True:
-            try:
-                channel = self._connect()
-                break
-            except GenericError:
-                left = end - time.monotonic()
-                if left <= 0:
-                    raise
-                time.sleep(min(pause, left))
-                pause = min(2 * pause, _LONGEST_PAUSE)
+        timer = threading.Timer(timeout, self._cancel)
+        timer.daemon = True
+        if timeout:
+            timer.start()
+        try:
+            while True:
+                try:
+                    channel = self._connect()
+                    break
+                except GenericError:
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        raise
+                    time.sleep(min(pause, left))
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            timer.cancel()
         self.info = channel.info
         self._channels = [channel]
 
@@ -194,6 +204,7 @@ class Client:
             info.size == before.size
             and info.min_block <= before.min_block
             and (not info.flags & nbd.READ_ONLY or bool(before.flags & nbd.READ_ONLY))
+            and info.extended >= before.extended
             and (info.context_id is None) == (before.context_id is None)
             and not before.flags & ~info.flags & (nbd.SEND_FLUSH | nbd.SEND_FUA | nbd.SEND_TRIM | nbd.SEND_WRITE_ZEROES)
         )
@@ -216,5 +227,6 @@ class Client:
         for channel in channels:
             channel.close()
         if connector is not None:
-            # It may hang in a connection that is being made; what it gets in the end it closes itself.
+            # Only while the name is looked up or the host does not answer it goes on; what it gets it closes itself.
+            self._cancel()
             connector.join(0.1)

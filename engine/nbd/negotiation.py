@@ -25,6 +25,7 @@ _OPTIONS: Final = {
     nbd.OPT_STRUCTURED_REPLY: "structured reply",
     nbd.OPT_LIST_META_CONTEXT: "list meta context",
     nbd.OPT_SET_META_CONTEXT: "set meta context",
+    nbd.OPT_EXTENDED_HEADERS: "extended headers",
 }
 
 
@@ -40,7 +41,10 @@ class Wishes:
 
 @dataclass(slots=True)
 class ExportInfo:
-    """What a server tells of an export; sizes in bytes. context_id: None when BLOCK_STATUS can't be asked."""
+    """What a server tells of an export; sizes in bytes.
+
+    extended: lengths have 64 bits. context_id: None when BLOCK_STATUS can't be asked.
+    """
 
     size: int = 0
     flags: int = 0
@@ -48,6 +52,7 @@ class ExportInfo:
     opt_block: int = 0
     max_block: int = 0
     structured: bool = False
+    extended: bool = False
     context_id: int | None = None
 
 
@@ -138,7 +143,8 @@ class _Negotiation:
         if not fixed:
             self._export_name()
             return
-        self._info.structured = self._ask(nbd.OPT_STRUCTURED_REPLY, needed=False)
+        self._info.extended = self._ask(nbd.OPT_EXTENDED_HEADERS, needed=False)
+        self._info.structured = self._info.extended or self._ask(nbd.OPT_STRUCTURED_REPLY, needed=False)
         if self._info.structured:
             self._set_context()
         try:

@@ -21,6 +21,7 @@ OPT_GO: Final = 7
 OPT_STRUCTURED_REPLY: Final = 8
 OPT_LIST_META_CONTEXT: Final = 9
 OPT_SET_META_CONTEXT: Final = 10
+OPT_EXTENDED_HEADERS: Final = 11
 
 REP_ACK: Final = 1
 REP_SERVER: Final = 2
@@ -34,6 +35,8 @@ REP_ERR_TLS_REQD: Final = 1 << 31 | 5
 REP_ERR_UNKNOWN: Final = 1 << 31 | 6
 REP_ERR_SHUTDOWN: Final = 1 << 31 | 7
 REP_ERR_BLOCK_SIZE_REQD: Final = 1 << 31 | 8
+REP_ERR_TOO_BIG: Final = 1 << 31 | 9
+REP_ERR_EXT_HEADER_REQD: Final = 1 << 31 | 10
 
 INFO_EXPORT: Final = 0
 INFO_NAME: Final = 1
@@ -51,11 +54,14 @@ SEND_DF: Final = 1 << 7
 CAN_MULTI_CONN: Final = 1 << 8
 SEND_CACHE: Final = 1 << 10
 SEND_FAST_ZERO: Final = 1 << 11
+BLOCK_STAT_PAYLOAD: Final = 1 << 12
 
 # Transmission.
 REQUEST_MAGIC: Final = 0x25609513
 SIMPLE_MAGIC: Final = 0x67446698
 CHUNK_MAGIC: Final = 0x668E33EF
+EXT_REQUEST_MAGIC: Final = 0x21E41C71
+EXT_CHUNK_MAGIC: Final = 0x6E8A278C
 
 CMD_READ: Final = 0
 CMD_WRITE: Final = 1
@@ -71,12 +77,14 @@ FLAG_NO_HOLE: Final = 1 << 1
 FLAG_DF: Final = 1 << 2
 FLAG_REQ_ONE: Final = 1 << 3
 FLAG_FAST_ZERO: Final = 1 << 4
+FLAG_PAYLOAD_LEN: Final = 1 << 5
 
 CHUNK_DONE: Final = 1
 CHUNK_NONE: Final = 0
 CHUNK_OFFSET_DATA: Final = 1
 CHUNK_OFFSET_HOLE: Final = 2
 CHUNK_BLOCK_STATUS: Final = 5
+CHUNK_BLOCK_STATUS_EXT: Final = 6
 CHUNK_ERROR: Final = 1 << 15 | 1
 
 EPERM: Final = 1
@@ -113,6 +121,10 @@ ERROR_CHUNK: Final = struct.Struct(">IHHQIIH")
 """A chunk's head, error, length of the message behind it."""
 STATUS_CHUNK: Final = struct.Struct(">IHHQII")
 """A chunk's head and the id of the context; the extents are behind it."""
+EXT_REQUEST: Final = struct.Struct(">IHHQQQ")
+"""Magic, flags, type, cookie, offset, length: of the effect, or of the payload behind it (FLAG_PAYLOAD_LEN)."""
+EXT_CHUNK: Final = struct.Struct(">IHHQQQ")
+"""Magic, flags, type, cookie, offset of the request, length of the payload behind it."""
 OPTION: Final = struct.Struct(">8sII")
 """Magic, option, length."""
 REPLY: Final = struct.Struct(">QIII")

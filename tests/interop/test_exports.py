@@ -13,6 +13,8 @@ from tests.qemu import QemuImages
 
 pytestmark = pytest.mark.usefixtures("qsd")
 
+NO_DESCRIPTOR = {"error": {"class": "GenericError", "desc": "File descriptor named 'nothing' has not been found"}}
+"""As the emulator has it; the daemon takes none."""
 UNIX = {"type": "unix", "data": {"path": "$DIR/sock"}}
 START = Do("nbd-server-start", {"addr": UNIX})
 STOP = Do("nbd-server-stop")
@@ -88,7 +90,7 @@ TALKS: dict[str, list[Step]] = {
     "server": [
         *(STOP, START, START, STOP, STOP, START, STOP),
         Do("nbd-server-start", {"addr": {"type": "unix", "data": {"path": "$DIR/none/sock"}}}),
-        Do("nbd-server-start", {"addr": {"type": "fd", "data": {"str": "nothing"}}}),
+        Do("nbd-server-start", {"addr": {"type": "fd", "data": {"str": "nothing"}}}, ours=NO_DESCRIPTOR),
         Do("nbd-server-start", {"addr": {"type": "nope", "data": {}}}),
         Do("nbd-server-start", {}),
         Do("nbd-server-start", {"addr": UNIX, "max-connections": -1}),

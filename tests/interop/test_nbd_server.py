@@ -170,25 +170,39 @@ def test_qemu_io(host: Host, tmp_path: Path, images: QemuImages) -> None:
 
 
 def test_a_job_of_fio_verifies(host: Host, tmp_path: Path, images: QemuImages, fio: str, chain: Path) -> None:
-    """Checksums of what sixteen requests in flight wrote, on an overlay, while a mirror follows it."""
+    """Checksums of what sixteen requests in flight wrote, on an overlay, while a mirror and a backup run.
+
+    In the end the mirror has what was written, and the backup what was there before.
+    """
+    then = tmp_path / "then.raw"
+    images.run("convert", "-f", "qcow2", "-O", "raw", chain, then)
     host.open("top", chain)
-    mirror = images.create(tmp_path / "mirror.qcow2", SIZE)
-    host.open("mirror", mirror)
-    uri = host.export("top", writable=True)
-    host.do("blockdev-mirror", job_id="m", device="top", target="mirror", sync="full", copy_mode="write-blocking")
+    for name in ("mirror", "backup"):
+        host.open(name, images.create(tmp_path / f"{name}.qcow2", SIZE))
+    slow = {"sync": "full", "speed": 1 << 20}
+    host.do("blockdev-mirror", job_id="mirror", device="top", target="mirror", filter_node_name="filter", **slow)
+    host.do("blockdev-add", driver="raw", node_name="guest", file="filter")  # one node takes one job
+    uri = host.export("guest", writable=True)
+    host.do("blockdev-backup", job_id="backup", device="guest", target="backup", **slow)
     run(
         *(fio, "--name=x", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k", "--iodepth=16"),
         *(f"--size={SIZE}", "--verify=crc32c", "--output-format=json"),
     )
-    while not next(job for job in host.do("query-block-jobs") if job["device"] == "m")["ready"]:
+    assert {job["status"] for job in host.do("query-jobs")} == {"running"}
+    for name in ("mirror", "backup"):
+        host.do("block-job-set-speed", device=name, speed=0)
+    while not next(job for job in host.do("query-block-jobs") if job["device"] == "mirror")["ready"]:
         pass
-    host.do("block-job-cancel", device="m")
+    host.do("block-job-cancel", device="mirror")
     while host.do("query-jobs"):
         pass
     host.do("nbd-server-stop")
-    for name in ("top", "mirror"):
+    host.do("blockdev-del", node_name="guest")
+    for name in ("top", "mirror", "backup"):
         host.do("blockdev-del", node_name=name)
-    images.assert_identical(chain, mirror)
+        images.check(chain if name == "top" else tmp_path / f"{name}.qcow2")
+    images.assert_identical(chain, tmp_path / "mirror.qcow2")
+    images.assert_identical(tmp_path / "backup.qcow2", then, b_format="raw")
 
 
 def test_fleecing(host: Host, tmp_path: Path, images: QemuImages) -> None:

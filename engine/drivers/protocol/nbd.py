@@ -21,7 +21,12 @@ from engine.sockets.streams import connect
 
 _MAX_LENGTH: Final = (1 << 32) - (4 << 10)
 """Longest zeros, trim or status in one request: what 32 bits hold, in whole pages."""
+_ALLOCATION_DEPTH: Final = "qemu:allocation-depth"
+_MAX_EXTENDED: Final = 1 << 62
+"""The same with extended headers."""
 _FUA, _MAY_UNMAP, _NO_FALLBACK = int(WriteFlag.FUA), int(WriteFlag.MAY_UNMAP), int(WriteFlag.NO_FALLBACK)
+HANDSHAKE_LIMIT = 30.0
+"""Seconds that a server may be silent in the handshake."""
 _DATA, _ZERO, _VALID = int(Status.DATA), int(Status.ZERO), int(Status.OFFSET_VALID)
 
 
@@ -37,6 +42,9 @@ class NbdDriver(Driver):
     strong_options = ("path", "host", "port", "export", "tls-creds", "tls-hostname", "server.")
 
     _client: Client
+    _pending: Stream | None = None
+    """The connection that is at its handshake."""
+    _cancelled: Stream | None = None
 
     @classmethod
     def parse_filename(cls, filename: str) -> dict[str, Any]:
@@ -48,10 +56,13 @@ class NbdDriver(Driver):
         self._address = _address(options)
         self._export = options.export or ""
         wishes = self._wishes(options)
-        self._client = Client(lambda: self._connect(wishes), float(options.reconnect_delay or 0))
+        self._client = Client(lambda: self._connect(wishes), float(options.reconnect_delay or 0), self._cancel)
         self._client.open(float(options.open_timeout or 0))
         info = self._client.info
+        self._depth = options.x_dirty_bitmap == _ALLOCATION_DEPTH
         try:
+            if options.x_dirty_bitmap is not None and info.context_id is None:
+                raise GenericError("Could not open image: Invalid argument")  # so QEMU says it
             if info.flags & nbd.READ_ONLY:
                 # So QEMU says it.
                 opening.fall_back_to_read_only("Could not open image: Permission denied")
@@ -60,11 +71,11 @@ class NbdDriver(Driver):
             raise
         self.length = info.size
         self._most = min(info.max_block or nbd.MAX_PAYLOAD, nbd.MAX_PAYLOAD) & -info.min_block
-        self._most_zeroes = _MAX_LENGTH & -info.min_block
+        self._most_zeroes = (_MAX_EXTENDED if info.extended else _MAX_LENGTH) & -info.min_block
         self.supports_fua = bool(info.flags & nbd.SEND_FUA)  # type: ignore[misc]  # this server's
 
     def _wishes(self, options: NbdOpenOptions) -> Wishes:
-        context = options.x_dirty_bitmap or "base:allocation"
+        context = "base:allocation" if options.x_dirty_bitmap is None else options.x_dirty_bitmap
         if options.tls_creds is None:
             return Wishes(self._export, context)
         creds = find_tls_creds(self.node.graph.objects, options.tls_creds, QCryptoTLSCredsEndpoint.CLIENT)
@@ -77,16 +88,32 @@ class NbdDriver(Driver):
 
     def _connect(self, wishes: Wishes) -> Channel:
         """A new connection to the export. Errors: GenericError. Any thread."""
-        stream = Stream(connect(self._address))
+        self._pending = pending = Stream(connect(self._address))
+        # Who takes the connection and is silent is no server (one that has enough clients does so, qemu-nbd for one).
+        pending.set_timeout(HANDSHAKE_LIMIT)
         try:
-            stream, info = negotiate(stream, wishes)
+            stream, info = negotiate(pending, wishes)
         except BaseException:
-            stream.close()
+            pending.close()
+            if self._cancelled is pending:
+                raise GenericError("Connection attempt cancelled by timeout") from None
             raise
+        finally:
+            self._pending = None
+        stream.set_timeout(None)
         return Channel(stream, info)
+
+    def _cancel(self) -> None:
+        """Let the handshake that goes on fail, if there is one. Any thread."""
+        self._cancelled = pending = self._pending
+        if pending is not None:
+            pending.cut()
 
     def close(self) -> None:
         self._client.close()
+
+    def cancel_in_flight(self) -> None:
+        self._client.give_up_waiting()
 
     def refresh_limits(self) -> None:
         info = self._client.info
@@ -172,6 +199,8 @@ class NbdDriver(Driver):
             return Extent(length, _DATA | _VALID, self.node, offset)
         asked = min(length, self._most_zeroes)
         run, state = self._client.call(lambda channel: channel.block_status(offset, asked))
+        if self._depth and state > 2:
+            state = 2  # as in QEMU: where the data is, is not in the top layer
         flags = (0 if state & nbd.STATE_HOLE else _DATA) | (_ZERO if state & nbd.STATE_ZERO else 0)
         return Extent(run, flags | _VALID, self.node, offset)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.errors import GenericError
+from engine.exports.nbd.extended import ExtendedTransmission
 from engine.exports.nbd.handshake import Disconnect, Handshake
 from engine.exports.nbd.transmission import Transmission
 from engine.objects.authz import find_authz
@@ -70,9 +71,13 @@ class Connection:
     def _serve(self) -> None:
         _prepare(self._sock)
         chosen = Handshake(self._sock, self._server, self._start_tls, self._join).run()
-        if chosen is not None and not self._cut:
+        if chosen is None:
+            return
+        with self._lock:
+            if self._cut:
+                return
             self._sock.settimeout(None)
-            Transmission(self._sock, chosen).run()
+        (ExtendedTransmission if chosen.extended else Transmission)(self._sock, chosen).run()
 
     def _join(self, export: NBDExport) -> bool:
         if export.join(self):

@@ -44,6 +44,7 @@ class Chosen:
 
     export: NBDExport
     structured: bool
+    extended: bool
     contexts: list[Context]
 
 
@@ -69,6 +70,7 @@ class Handshake:
         self._plain = server.tls is not None
         self._no_zeroes = False
         self._structured = False
+        self._extended = False
         self._contexts: list[Context] = []
         self._contexts_of: NBDExport | None = None
 
@@ -90,7 +92,7 @@ class Handshake:
             try:
                 done = self._option(option, length)
             except _Refused as exc:
-                self._reply(option, exc.reply, exc.message.encode())
+                self._reply(option, exc.reply, exc.message.encode(errors="replace"))
                 continue
             if done:
                 return self._done
@@ -119,12 +121,20 @@ class Handshake:
             self._reply(option, nbd.REP_ACK)
         elif option == nbd.OPT_STRUCTURED_REPLY:
             self._no_data(length)
+            if self._extended:
+                raise _Refused(nbd.REP_ERR_EXT_HEADER_REQD, "extended headers are negotiated already")
             if self._structured:
                 raise _Refused(nbd.REP_ERR_INVALID, "structured replies are negotiated already")
             self._structured = True
             self._reply(option, nbd.REP_ACK)
+        elif option == nbd.OPT_EXTENDED_HEADERS:
+            self._no_data(length)
+            if self._extended:
+                raise _Refused(nbd.REP_ERR_INVALID, "extended headers are negotiated already")
+            self._structured = self._extended = True
+            self._reply(option, nbd.REP_ACK)
         elif option == nbd.OPT_STARTTLS:
-            self._skip(length)
+            self._no_data(length)
             if self._server.tls is not None:
                 raise _Refused(nbd.REP_ERR_INVALID, "TLS is enabled already")
             raise _Refused(nbd.REP_ERR_POLICY, "TLS is not configured")
@@ -152,18 +162,23 @@ class Handshake:
     # -- choosing an export ----------------------------------------------------------------------------------
 
     def _flags(self, export: NBDExport) -> int:
-        return export.flags | (nbd.SEND_DF if self._structured else 0)
+        flags = export.flags | (nbd.SEND_DF if self._structured else 0)
+        if self._extended and self._contexts and self._contexts_of is export:
+            flags |= nbd.BLOCK_STAT_PAYLOAD
+        return flags
 
     def _choose(self, export: NBDExport) -> bool:
         if not self._join(export):
             return False
         contexts = self._contexts if self._contexts_of is export else []
-        self._done = Chosen(export, self._structured, contexts)
+        self._done = Chosen(export, self._structured, self._extended, contexts)
         return True
 
     def _export_name(self, length: int) -> None:
         if length > nbd.MAX_STRING:
             raise Disconnect("the export's name is too long")
+        if self._extended:
+            raise Disconnect("EXPORT_NAME after extended headers")
         name = self._receive(length).decode("utf-8", "surrogateescape")
         export = self._server.find(name)
         if export is None or not self._choose(export):
@@ -214,7 +229,7 @@ class Handshake:
         if listing and not queries:
             found = export.contexts
         else:
-            ids = {each.id for query in queries for each in matching(export.contexts, query, listing=listing)}
+            ids = {each.id for query in set(queries) for each in matching(export.contexts, query, listing=listing)}
             found = [each for each in export.contexts if each.id in ids]
         if not listing:
             self._contexts, self._contexts_of = found, export

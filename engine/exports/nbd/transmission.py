@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import socket
 import struct
 import time
@@ -21,6 +22,7 @@ from engine.graph.status import status_above
 from engine.nbd import protocol as nbd
 
 if TYPE_CHECKING:
+    from engine.exports.nbd.contexts import Context
     from engine.exports.nbd.handshake import Chosen
     from engine.graph.node import Node
 
@@ -36,15 +38,20 @@ _KEPT = 4 << 20
 """Largest buffer kept for the next request."""
 _SPARSE = 64 << 10
 """Shortest read whose holes are asked for first; a shorter one is just read."""
+_PATIENCE = 0.01
+"""Seconds after which what is done is answered, before the next slow request."""
 _UNASKED = 8
 """After a read without holes, so many are done without asking for any: it may cost more than reading (tmpfs)."""
+_MOST_UNASKED = 1024
+"""Every time that there was none again the number doubles, up to this: tmpfs looks through all of a file for a hole."""
 _MAX_RUNS = 256
 """Most pieces that the answer to one read falls into."""
 
 _FUA = int(WriteFlag.FUA)
 _MAY_UNMAP, _NO_FALLBACK = int(WriteFlag.MAY_UNMAP), int(WriteFlag.NO_FALLBACK)
 _ZERO = int(Status.ZERO)
-_HEAD = nbd.REQUEST.size
+_LONGER = 4
+"""Bytes that a hole takes more than data of no length."""
 _SIMPLE_SIZE = nbd.SIMPLE.size
 _DATA_SIZE = nbd.DATA_CHUNK.size
 _TO_NBD = {
@@ -72,26 +79,48 @@ _NAMES = {
 }
 
 
-class _Invalid(Exception):
+def _memory(size: int) -> memoryview:
+    """A buffer that goes back to the system when it is dropped: what malloc() has of a thread, it keeps."""
+    return memoryview(mmap.mmap(-1, size))
+
+
+class Invalid(Exception):
     """The request makes no sense; the text says why."""
 
 
 class Transmission:
-    """Serves a client's requests until it leaves. Errors: Disconnect, OSError (the socket's)."""
+    """Serves a client's requests until it leaves. Errors: Disconnect, OSError (the socket's).
+
+    What requests and answers look like when headers are extended, a subclass says.
+    """
+
+    _head = nbd.REQUEST.size
+    """Bytes of a request without what it carries."""
+    _magic = nbd.REQUEST_MAGIC
+    _unpack = staticmethod(nbd.REQUEST.unpack_from)
+    _carries = 0
+    """Flag of requests other than writes that bring a payload along."""
 
     def __init__(self, sock: socket.socket, chosen: Chosen) -> None:
         self._sock = sock
         self._structured = chosen.structured
+        self._data_size = _DATA_SIZE if chosen.structured else _SIMPLE_SIZE
+        """Bytes of an answer to a read before the data."""
+        self._asked = 0
+        """Offset of the request that is answered."""
         self._contexts = chosen.contexts
         export = chosen.export
         self._size = export.size
         self._read_only = not export.writable
         self._backend = export.backend
         self._always = 0 if export.backend.write_cache else _FUA
-        self._in = memoryview(bytearray(_IN))
-        self._out = memoryview(bytearray(_OUT))
+        self._in = _memory(_IN)
+        self._out = _memory(_OUT)
+        self._long = memoryview(b"")
+        """For writes that are longer than the in buffer."""
         self._end = 0
         """How much of the out buffer waits to be sent."""
+        self._patience = _UNASKED
         self._unasked = 0
         """How many of the next long reads are not asked for holes."""
         self._needed = 0
@@ -105,21 +134,21 @@ class Transmission:
         while True:
             if start == end:
                 start = end = 0
-            elif start + max(self._needed, _HEAD) > _IN:
+            elif start + max(self._needed, self._head) > _IN:
                 view[: end - start] = view[start:end]
                 start, end = 0, end - start
             got = receive(view[end:] if end else view)
             if not got:
                 return
             end += got
-            while end - start >= _HEAD:
+            while end - start >= self._head:
                 before = start
                 try:
                     start = self._serve(start, end)
                 finally:
                     self._flush_out()
                 if self._needed > _IN:
-                    self._serve_long_write(start, end)
+                    self._serve_long(start, end)
                     start = end = 0
                 elif self._needed or start == before:
                     break
@@ -129,38 +158,41 @@ class Transmission:
             self._sock.sendall(self._out[: self._end])
             self._end = 0
             if len(self._out) > _KEPT:
-                self._out = memoryview(bytearray(_OUT))
+                self._out = _memory(_OUT)
 
     # -- the loop --------------------------------------------------------------------------------------------
 
     def _serve(self, start: int, end: int) -> int:
         """Serve the requests in the in buffer from *start* to *end*; return where the first one not served begins.
 
-        It stops at a write whose data are not all there (``_needed``), and when the replies fill the out buffer.
+        It stops at a write whose data are not all there (``_needed``), when the replies fill the out buffer, when
+        somebody waits for it to stop, and when it takes long.
         """
         view, out, at = self._in, self._out, self._end
         room = len(out)
-        unpack, structured, size = nbd.REQUEST.unpack_from, self._structured, self._size
-        head = _DATA_SIZE if structured else _SIMPLE_SIZE
+        unpack, structured, size = self._unpack, self._structured, self._size
+        head, before, magic, carries = self._data_size, self._head, self._magic, self._carries
         backend = self._backend
         reads = read_bytes = writes = written = 0
         self._needed = 0
-        with backend.door:
+        door = backend.door
+        with door:
             node = backend.node
-            while end - start >= _HEAD:
-                magic, flags, kind, cookie, offset, length = unpack(view, start)
-                if magic != nbd.REQUEST_MAGIC:
+            until = time.monotonic() + _PATIENCE
+            while end - start >= before:
+                told, flags, kind, cookie, offset, length = unpack(view, start)
+                if told != magic:
                     raise Disconnect("not a request")
                 if kind == nbd.CMD_READ and not flags and 0 < length < _SPARSE and offset + length <= size:
                     body = at + head
-                    if body + length > room:
+                    if body + length + _LONGER > room:
                         break
                     part = out[body : body + length]
-                    start += _HEAD
+                    start += before
                     try:
                         node.read(offset, part)
                     except OSError as exc:
-                        self._end = at
+                        self._end, self._asked = at, offset
                         self._fail(cookie, exc, "reading failed")
                         out, at, room = self._out, self._end, len(self._out)
                         continue
@@ -169,6 +201,14 @@ class Transmission:
                     if not structured:
                         nbd.SIMPLE.pack_into(out, at, nbd.SIMPLE_MAGIC, 0, cookie)
                         at = body + length
+                    elif carries:  # headers are extended
+                        self._end = at
+                        if is_zero(part):
+                            self._hole(nbd.CHUNK_DONE, cookie, offset, offset, length)
+                        else:
+                            self._data_head(out[at:], nbd.CHUNK_DONE, cookie, offset, offset, length)
+                            self._end = body + length
+                        at = self._end
                     elif part[0] or part[-1] or not is_zero(part):
                         nbd.DATA_CHUNK.pack_into(
                             *(out, at, nbd.CHUNK_MAGIC, nbd.CHUNK_DONE, nbd.CHUNK_OFFSET_DATA),
@@ -183,35 +223,41 @@ class Transmission:
                         at += nbd.HOLE_CHUNK.size
                     continue
                 self._end = at
-                if at and room - at < _ROOM:
+                if at and (room - at < _ROOM or at >= _OUT):
                     break
-                if kind == nbd.CMD_WRITE:
+                if kind == nbd.CMD_WRITE or (flags & carries and kind != nbd.CMD_DISC):
                     if length > nbd.MAX_PAYLOAD:
                         # What follows can't be told from requests.
-                        self._refuse(cookie, f"a write of {length} bytes is too long")
+                        self._asked = offset
+                        self._refuse(cookie, f"a payload of {length} bytes is too long")
                         self._flush_out()
-                        raise Disconnect("a write that is too long")
-                    data = start + _HEAD
+                        raise Disconnect("a payload that is too long")
+                    data = start + before
                     if end - data < length:
-                        self._needed = _HEAD + length
+                        self._needed = before + length
                         break
                     start = data + length
-                    self._write(node, flags, cookie, offset, view[data:start])
-                    writes += 1
-                    written += length
+                    if kind == nbd.CMD_WRITE:
+                        self._write(node, flags, cookie, offset, view[data:start])
+                        writes += 1
+                        written += length
+                    else:
+                        self._other(node, kind, flags, cookie, offset, length, view[data:start])
                 elif kind == nbd.CMD_DISC:
                     self._flush_out()
                     raise Disconnect("it said so")
-                elif kind == nbd.CMD_READ and at and length < nbd.MAX_PAYLOAD and at + length + _ROOM > room:
+                elif kind == nbd.CMD_READ and at and length <= nbd.MAX_PAYLOAD and at + length + _ROOM > room:
                     break
                 else:
-                    start += _HEAD
+                    start += before
                     self._other(node, kind, flags, cookie, offset, length)
                     if kind == nbd.CMD_READ:
                         reads += 1
                         read_bytes += length
                 out, at = self._out, self._end
                 room = len(out)
+                if (kind != nbd.CMD_WRITE or flags or not writes & 15) and (door.closed or time.monotonic() > until):
+                    break
             self._end = at
         stats = backend.stats
         stats.rd_operations += reads
@@ -221,11 +267,15 @@ class Transmission:
         stats.last_access_ns = time.monotonic_ns()
         return start
 
-    def _serve_long_write(self, start: int, end: int) -> None:
+    def _serve_long(self, start: int, end: int) -> None:
         """Receive and serve the write at *start*, which is longer than the in buffer and takes all of it."""
-        _, flags, _, cookie, offset, length = nbd.REQUEST.unpack_from(self._in, start)
-        start += _HEAD
-        data = memoryview(bytearray(length))
+        _, flags, kind, cookie, offset, length = self._unpack(self._in, start)
+        start += self._head
+        data = self._long[:length]
+        if len(data) < length:
+            data = _memory(length)
+            if length <= _KEPT:
+                self._long = data
         have = end - start
         data[:have] = self._in[start:end]
         # A TLS socket is of a class of its own, and knows no flags.
@@ -237,10 +287,13 @@ class Transmission:
             have += got
         backend = self._backend
         with backend.door:
-            self._write(backend.node, flags, cookie, offset, data)
+            if kind == nbd.CMD_WRITE:
+                self._write(backend.node, flags, cookie, offset, data)
+                backend.stats.wr_operations += 1
+                backend.stats.wr_bytes += length
+            else:
+                self._other(backend.node, kind, flags, cookie, offset, length, data)
         self._flush_out()
-        backend.stats.wr_operations += 1
-        backend.stats.wr_bytes += length
         self._needed = 0
 
     # -- replies ---------------------------------------------------------------------------------------------
@@ -250,13 +303,35 @@ class Transmission:
         at = self._end
         self._end = end = at + length
         if end > len(self._out):
-            larger = memoryview(bytearray(max(end + _ROOM, 2 * len(self._out))))
+            larger = _memory(max(end + _ROOM, 2 * len(self._out)))
             larger[:at] = self._out[:at]
             self._out = larger
         return self._out[at:end]
 
     def _done(self, cookie: int) -> None:
         nbd.SIMPLE.pack_into(self._reserve(_SIMPLE_SIZE), 0, nbd.SIMPLE_MAGIC, 0, cookie)
+
+    def _nothing(self, cookie: int) -> None:
+        """The answer to a read of no bytes."""
+        nbd.CHUNK.pack_into(
+            *(self._reserve(nbd.CHUNK.size), 0, nbd.CHUNK_MAGIC, nbd.CHUNK_DONE, nbd.CHUNK_NONE, cookie, 0)
+        )
+
+    def _data_head(self, place: memoryview, done: int, cookie: int, asked: int, offset: int, length: int) -> None:
+        """Say at *place* that *length* bytes of data follow, which lie at *offset*; the read began at *asked*."""
+        nbd.DATA_CHUNK.pack_into(place, 0, nbd.CHUNK_MAGIC, done, nbd.CHUNK_OFFSET_DATA, cookie, length + 8, offset)
+
+    def _hole(self, done: int, cookie: int, asked: int, offset: int, length: int) -> None:
+        place = self._reserve(nbd.HOLE_CHUNK.size)
+        nbd.HOLE_CHUNK.pack_into(place, 0, nbd.CHUNK_MAGIC, done, nbd.CHUNK_OFFSET_HOLE, cookie, 12, offset, length)
+
+    def _status(self, done: int, cookie: int, context: int, extents: list[int]) -> None:
+        """An answer to BLOCK_STATUS. extents: length, flags, length, flags, ..."""
+        place = self._reserve(nbd.STATUS_CHUNK.size + 4 * len(extents))
+        nbd.STATUS_CHUNK.pack_into(
+            place, 0, nbd.CHUNK_MAGIC, done, nbd.CHUNK_BLOCK_STATUS, cookie, 4 + 4 * len(extents), context
+        )
+        struct.pack_into(f">{len(extents)}I", place, nbd.STATUS_CHUNK.size, *extents)
 
     def _refuse(self, cookie: int, message: str) -> None:
         self._error(cookie, nbd.EINVAL, message)
@@ -279,16 +354,18 @@ class Transmission:
     # -- requests --------------------------------------------------------------------------------------------
 
     def _check(self, kind: int, flags: int, offset: int, length: int) -> None:
-        """Errors: _Invalid."""
+        """Errors: Invalid."""
         if kind not in _NAMES:
-            raise _Invalid(f"invalid request type ({kind}) received")
+            raise Invalid(f"invalid request type ({kind}) received")
         if kind in (nbd.CMD_READ, nbd.CMD_CACHE) and length > nbd.MAX_PAYLOAD:
-            raise _Invalid(f"len ({length}) is larger than max len ({nbd.MAX_PAYLOAD})")
+            raise Invalid(f"len ({length}) is larger than max len ({nbd.MAX_PAYLOAD})")
         if self._read_only and kind in _WRITES:
-            raise _Invalid("Export is read-only")
+            raise Invalid("Export is read-only")
         if offset + length > self._size:
-            raise _Invalid(f"operation past EOF; From: {offset}, Len: {length}, Size: {self._size}")
+            raise Invalid(f"operation past EOF; From: {offset}, Len: {length}, Size: {self._size}")
         allowed = nbd.FLAG_FUA
+        if kind == nbd.CMD_WRITE:
+            allowed |= self._carries
         if kind == nbd.CMD_READ and self._structured:
             allowed |= nbd.FLAG_DF
         elif kind == nbd.CMD_WRITE_ZEROES:
@@ -296,36 +373,51 @@ class Transmission:
         elif kind == nbd.CMD_BLOCK_STATUS:
             allowed |= nbd.FLAG_REQ_ONE
         if flags & ~allowed:
-            raise _Invalid(f"unsupported flags for command {_NAMES[kind]} (got {flags:#x})")
+            raise Invalid(f"unsupported flags for command {_NAMES[kind]} (got {flags:#x})")
         if kind == nbd.CMD_BLOCK_STATUS:
             if not length:
-                raise _Invalid("need non-zero length")
+                raise Invalid("need non-zero length")
             if not self._contexts:
-                raise _Invalid("CMD_BLOCK_STATUS not negotiated")
+                raise Invalid("CMD_BLOCK_STATUS not negotiated")
 
     def _write(self, node: Node, flags: int, cookie: int, offset: int, data: memoryview) -> None:
+        self._asked = offset
         try:
             self._check(nbd.CMD_WRITE, flags, offset, len(data))
             node.write(offset, data, self._always | (_FUA if flags & nbd.FLAG_FUA else 0))
-        except _Invalid as exc:
+        except Invalid as exc:
             self._refuse(cookie, str(exc))
         except OSError as exc:
             self._fail(cookie, exc, "writing to file failed")
         else:
             self._done(cookie)
 
-    def _other(self, node: Node, kind: int, flags: int, cookie: int, offset: int, length: int) -> None:
-        before = self._end
+    def _other(
+        self,
+        node: Node,
+        kind: int,
+        flags: int,
+        cookie: int,
+        offset: int,
+        length: int,
+        payload: memoryview | None = None,
+    ) -> None:
+        """Serve anything but a write. length: of *payload* where there is one."""
+        before, self._asked = self._end, offset
         fua = bool(flags & nbd.FLAG_FUA)
         message = f"{_NAMES.get(kind)} failed"
         try:
+            contexts = self._contexts
+            if payload is not None:
+                length, contexts = self._filter(kind, payload)
+                flags &= ~self._carries
             self._check(kind, flags, offset, length)
             if kind == nbd.CMD_READ:
                 if fua:
                     node.flush()
                 self._read(node, flags, cookie, offset, length)
             elif kind == nbd.CMD_BLOCK_STATUS:
-                self._block_status(cookie, offset, length, bool(flags & nbd.FLAG_REQ_ONE))
+                self._block_status(contexts, cookie, offset, length, bool(flags & nbd.FLAG_REQ_ONE))
             else:
                 if kind == nbd.CMD_FLUSH:
                     node.flush()
@@ -341,7 +433,7 @@ class Transmission:
                     how |= _NO_FALLBACK if flags & nbd.FLAG_FAST_ZERO else 0
                     node.write_zeroes(offset, length, how)
                 self._done(cookie)
-        except _Invalid as exc:
+        except Invalid as exc:
             self._refuse(cookie, str(exc))
         except OSError as exc:
             self._end = before
@@ -355,36 +447,33 @@ class Transmission:
             nbd.SIMPLE.pack_into(place, 0, nbd.SIMPLE_MAGIC, 0, cookie)
             return
         if not length:
-            nbd.CHUNK.pack_into(
-                *(self._reserve(nbd.CHUNK.size), 0, nbd.CHUNK_MAGIC, nbd.CHUNK_DONE, nbd.CHUNK_NONE, cookie, 0)
-            )
+            self._nothing(cookie)
             return
-        end = offset + length
+        asked, end, head = offset, offset + length, self._data_size
         whole = bool(flags & nbd.FLAG_DF)
         if whole or self._unasked:
             runs = [(length, False)]
             self._unasked -= not whole
         else:
             runs = self._runs(node, offset, length)
-            self._unasked = 0 if any(zero for _, zero in runs) else _UNASKED
+            if any(zero for _, zero in runs):
+                self._unasked, self._patience = 0, _UNASKED
+            else:
+                self._unasked = self._patience
+                self._patience = min(2 * self._patience, _MOST_UNASKED)
         for run, zero in runs:
             done = nbd.CHUNK_DONE if offset + run == end else 0
             if not zero:
                 before = self._end
-                place = self._reserve(_DATA_SIZE + run)
-                node.read(offset, place[_DATA_SIZE:])
-                zero = not whole and is_zero(place[_DATA_SIZE:])
+                place = self._reserve(head + run)
+                node.read(offset, place[head:])
+                zero = not whole and is_zero(place[head:])
                 if zero:
-                    self._end, self._unasked = before, 0
+                    self._end, self._unasked, self._patience = before, 0, _UNASKED
                 else:
-                    nbd.DATA_CHUNK.pack_into(
-                        *(place, 0, nbd.CHUNK_MAGIC, done, nbd.CHUNK_OFFSET_DATA, cookie, run + 8, offset)
-                    )
+                    self._data_head(place, done, cookie, asked, offset, run)
             if zero:
-                nbd.HOLE_CHUNK.pack_into(
-                    *(self._reserve(nbd.HOLE_CHUNK.size), 0, nbd.CHUNK_MAGIC, done, nbd.CHUNK_OFFSET_HOLE),
-                    *(cookie, 12, offset, run),
-                )
+                self._hole(done, cookie, asked, offset, run)
             offset += run
 
     @staticmethod
@@ -413,13 +502,11 @@ class Transmission:
             offset += len(part)
             length -= len(part)
 
-    def _block_status(self, cookie: int, offset: int, length: int, one: bool) -> None:
-        last = self._contexts[-1]
-        for context in self._contexts:
+    def _filter(self, kind: int, payload: memoryview) -> tuple[int, list[Context]]:
+        """Length and contexts that the payload of a BLOCK_STATUS asks for. Errors: Invalid."""
+        raise Invalid(f"unsupported payload for command {_NAMES.get(kind)}")
+
+    def _block_status(self, contexts: list[Context], cookie: int, offset: int, length: int, one: bool) -> None:
+        for context in contexts:
             extents = context.extents(offset, length, one)
-            place = self._reserve(nbd.STATUS_CHUNK.size + 4 * len(extents))
-            nbd.STATUS_CHUNK.pack_into(
-                *(place, 0, nbd.CHUNK_MAGIC, nbd.CHUNK_DONE if context is last else 0, nbd.CHUNK_BLOCK_STATUS),
-                *(cookie, 4 + 4 * len(extents), context.id),
-            )
-            struct.pack_into(f">{len(extents)}I", place, nbd.STATUS_CHUNK.size, *extents)
+            self._status(nbd.CHUNK_DONE if context is contexts[-1] else 0, cookie, context.id, extents)

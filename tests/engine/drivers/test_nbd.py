@@ -20,6 +20,8 @@ from engine.engine import Engine
 from engine.errors import GenericError
 from engine.graph.driver import Status, WriteFlag
 from engine.nbd import protocol as nbd
+from engine.nbd.channel import Channel
+from engine.nbd.negotiation import _Negotiation
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -138,6 +140,50 @@ def test_a_server_in_the_same_engine_serves(pair: Pair) -> None:
     pair.server.execute("blockdev-del", {"node-name": "own"})
 
 
+@pytest.mark.parametrize(("extended", "requests"), [(True, 1), (False, 257)])
+def test_long_requests_are_one_with_extended_headers(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, extended: bool, requests: int
+) -> None:
+    huge = 1 << 40
+    if not extended:
+        ask = _Negotiation._ask
+        monkeypatch.setattr(
+            _Negotiation,
+            "_ask",
+            lambda self, option, needed: option != nbd.OPT_EXTENDED_HEADERS and ask(self, option, needed=needed),
+        )
+    pair.server.execute("blockdev-add", {"driver": "null-co", "node-name": "z", "size": huge, "read-zeroes": True})
+    pair.serve()
+    pair.server.execute("block-export-add", {"type": "nbd", "id": "z", "node-name": "z", "writable": True})
+    driver = pair.connect(export="z").driver
+    sent: list[int] = []
+    simple = Channel.simple
+    monkeypatch.setattr(Channel, "simple", lambda self, *request: (sent.append(request[0]), simple(self, *request)))
+    driver.write_zeroes(0, huge, int(WriteFlag.MAY_UNMAP))
+    driver.discard(0, huge)
+    assert sent == [nbd.CMD_WRITE_ZEROES] * requests + [nbd.CMD_TRIM] * requests
+    run = driver.block_status(0, huge).length
+    assert run == huge if extended else huge >> 9 < run < 1 << 32
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_tcp(pair: Pair, host: str) -> None:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        port = str(free.getsockname()[1])
+    where = {"host": host, "port": port}
+    pair.server.execute("nbd-server-start", {"addr": {"type": "inet", "data": where}})
+    options = {"type": "nbd", "id": "e", "node-name": "disk", "name": "d", "writable": True}
+    pair.server.execute("block-export-add", options)
+    node = pair.connect(server={"type": "inet", **where})
+    node.write(3, memoryview(b"abc"))
+    assert read(node, 2, 5) == b"\0abc\0"
+    named = f"nbd://[{host}]:{port}/d" if ":" in host else f"nbd://{host}:{port}/d"
+    pair.client.execute(
+        "blockdev-add", {"driver": "raw", "node-name": "r", "file": parse_filename(named) | {"driver": "nbd"}}
+    )
+    assert read(pair.client.graph.nodes["r"], 3, 3) == b"abc"
+
+
 # -- servers that go away --------------------------------------------------------------------------------------------
 
 
@@ -254,8 +300,6 @@ def test_one_connection_is_enough_where_there_may_be_no_more(pair: Pair) -> None
 
 # -- servers that lie ------------------------------------------------------------------------------------------------
 
-_READ = struct.Struct(">IHHQQI")
-
 
 def _data(cookie: int, offset: int, data: bytes, done: bool = True) -> bytes:
     return nbd.DATA_CHUNK.pack(nbd.CHUNK_MAGIC, done, nbd.CHUNK_OFFSET_DATA, cookie, 8 + len(data), offset) + data
@@ -288,10 +332,41 @@ LIES: dict[str, Callable[[int, int], bytes]] = {
 }
 
 
-class Liar:
-    """A server that does the handshake right, and answers the first read with a lie."""
+def _extended(cookie: int, offset: int, kind: int, payload: bytes, length: int | None = None, done: int = 1) -> bytes:
+    size = len(payload) if length is None else length
+    return nbd.EXT_CHUNK.pack(nbd.EXT_CHUNK_MAGIC, done, kind, cookie, offset, size) + payload
 
-    def __init__(self, path: Path, lie: Callable[[int, int], bytes]) -> None:
+
+EXTENDED_LIES: dict[str, Callable[[int, int], bytes]] = {
+    "no magic": lambda cookie, offset: bytes(64),
+    "a compact reply": lambda cookie, offset: _data(cookie, offset, bytes(512)),
+    "a simple reply": lambda cookie, offset: nbd.SIMPLE.pack(nbd.SIMPLE_MAGIC, 0, cookie) + bytes(512),
+    "another cookie": lambda cookie, offset: _extended(cookie + 1, offset, 1, offset.to_bytes(8) + bytes(512)),
+    "another offset": lambda cookie, offset: _extended(cookie, offset + 1, 1, offset.to_bytes(8) + bytes(512)),
+    "a huge chunk": lambda cookie, offset: _extended(cookie, offset, 1, offset.to_bytes(8), 1 << 60),
+    "too little data": lambda cookie, offset: _extended(cookie, offset, 1, offset.to_bytes(8) + bytes(511)),
+    "nothing": lambda cookie, offset: _extended(cookie, offset, nbd.CHUNK_NONE, b""),
+    "a status": lambda cookie, offset: _extended(cookie, offset, nbd.CHUNK_BLOCK_STATUS_EXT, bytes(24)),
+    "nothing, and hangs up": lambda cookie, offset: b"",
+}
+
+
+class Liar:
+    """A server that does the handshake right, and answers the first request with a lie.
+
+    extended: it knows extended headers. status: it has a metadata context (of number 1).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        lie: Callable[[int, int], bytes],
+        *,
+        extended: bool = False,
+        status: bool = False,
+        size: int = MIB,
+    ) -> None:
+        self._extended, self._status, self._size = extended, status, size
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(path))
         self._listening.listen()
@@ -316,16 +391,22 @@ class Liar:
         while True:
             _, option, length = nbd.OPTION.unpack(file.read(nbd.OPTION.size))
             file.read(length)
-            if option == nbd.OPT_SET_META_CONTEXT:
+            known = {nbd.OPT_SET_META_CONTEXT: self._status, nbd.OPT_EXTENDED_HEADERS: self._extended}
+            if not known.get(option, True):
                 sock.sendall(nbd.REPLY.pack(nbd.REPLY_MAGIC, option, nbd.REP_ERR_UNSUP, 0))
                 continue
+            if option == nbd.OPT_SET_META_CONTEXT:
+                context = b"\0\0\0\1base:allocation"
+                head = nbd.REPLY.pack(nbd.REPLY_MAGIC, option, nbd.REP_META_CONTEXT, len(context))
+                sock.sendall(head + context)
             if option == nbd.OPT_GO:
-                info = struct.pack(">HQH", nbd.INFO_EXPORT, MIB, 1)
+                info = struct.pack(">HQH", nbd.INFO_EXPORT, self._size, nbd.HAS_FLAGS)
                 sock.sendall(nbd.REPLY.pack(nbd.REPLY_MAGIC, option, nbd.REP_INFO, len(info)) + info)
             sock.sendall(nbd.REPLY.pack(nbd.REPLY_MAGIC, option, nbd.REP_ACK, 0))
             if option == nbd.OPT_GO:
                 break
-        _, _, _, cookie, offset, _ = _READ.unpack(file.read(_READ.size))
+        layout = nbd.EXT_REQUEST if self._extended else nbd.REQUEST
+        _, _, _, cookie, offset, _ = layout.unpack(file.read(layout.size))
         sock.sendall(self._lie(cookie, offset))
         sock.shutdown(socket.SHUT_WR)
         file.read()
@@ -335,9 +416,72 @@ class Liar:
         self._listening.close()
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_lies_are_io_errors(lie: str, tmp_path: Path) -> None:
-    liar = Liar(tmp_path / "sock", LIES[lie])
+STATUS_LIES: dict[str, Callable[[int, int], bytes]] = {
+    "no extent": lambda cookie, offset: _extended(cookie, offset, nbd.CHUNK_NONE, b""),
+    "an extent of no length": lambda cookie, offset: _status(cookie, offset, 1, 1, (0, 0)),
+    "another context": lambda cookie, offset: _status(cookie, offset, 2, 1, (512, 0)),
+    "a wrong number": lambda cookie, offset: _status(cookie, offset, 1, 2, (512, 0)),
+    "half an extent": lambda cookie, offset: _extended(cookie, offset, 6, struct.pack(">IIQ", 1, 1, 512)),
+    "two answers": lambda cookie, offset: (
+        _status(cookie, offset, 1, 1, (512, 0), done=0) + _status(cookie, offset, 1, 1, (512, 0))
+    ),
+    "data": lambda cookie, offset: _extended(cookie, offset, 1, offset.to_bytes(8) + bytes(512)),
+}
+
+
+def _status(cookie: int, offset: int, context: int, number: int, *extents: tuple[int, int], done: int = 1) -> bytes:
+    numbers = [number for extent in extents for number in extent]
+    payload = struct.pack(f">II{len(numbers)}Q", context, number, *numbers)
+    return _extended(cookie, offset, nbd.CHUNK_BLOCK_STATUS_EXT, payload, done=done)
+
+
+TERABYTE = 1 << 40
+TRUTHS: dict[str, Callable[[int, int], bytes]] = {
+    "extended": lambda cookie, offset: _status(cookie, offset, 1, 1, (TERABYTE, 3)),
+    "not counted": lambda cookie, offset: _status(cookie, offset, 1, 0, (TERABYTE, 3)),
+    "more than asked for": lambda cookie, offset: _status(cookie, offset, 1, 2, (1 << 50, 3), (1, 2)),
+    "compact": lambda cookie, offset: _extended(
+        cookie, offset, nbd.CHUNK_BLOCK_STATUS, struct.pack(">III", 1, 1 << 30, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_the_status_of_a_long_range_is_one_request(truth: str, tmp_path: Path) -> None:
+    server = Liar(tmp_path / "sock", TRUTHS[truth], extended=True, status=True, size=TERABYTE)
+    engine = Engine()
+    try:
+        address = {"type": "unix", "path": str(tmp_path / "sock")}
+        engine.execute("blockdev-add", {"driver": "nbd", "node-name": "n", "server": address, "read-only": True})
+        extent = engine.graph.nodes["n"].driver.block_status(0, TERABYTE)
+        assert extent.length == (1 << 30 if truth == "compact" else TERABYTE)
+        assert extent.flags & Status.ZERO
+    finally:
+        engine.close()
+        server.close()
+
+
+@pytest.mark.parametrize("lie", STATUS_LIES)
+def test_lies_about_the_status(lie: str, tmp_path: Path) -> None:
+    server = Liar(tmp_path / "sock", STATUS_LIES[lie], extended=True, status=True)
+    engine = Engine()
+    try:
+        address = {"type": "unix", "path": str(tmp_path / "sock")}
+        engine.execute("blockdev-add", {"driver": "nbd", "node-name": "n", "server": address})
+        node = engine.graph.nodes["n"]
+        with pytest.raises(OSError) as error:
+            node.driver.block_status(0, MIB)
+        assert error.value.errno == errno.EIO
+    finally:
+        engine.close()
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("lie", "extended"), [*((lie, False) for lie in LIES), *((lie, True) for lie in EXTENDED_LIES)]
+)
+def test_lies_are_io_errors(lie: str, extended: bool, tmp_path: Path) -> None:
+    liar = Liar(tmp_path / "sock", (EXTENDED_LIES if extended else LIES)[lie], extended=extended)
     engine = Engine()
     try:
         server = {"type": "unix", "path": str(tmp_path / "sock")}
@@ -354,6 +498,47 @@ def test_lies_are_io_errors(lie: str, tmp_path: Path) -> None:
     finally:
         engine.close()
         liar.close()
+
+
+class Silent:
+    """Somebody who takes connections and says nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._listening = socket.socket(socket.AF_UNIX)
+        path.unlink(missing_ok=True)
+        self._listening.bind(str(path))
+        self._listening.listen()
+
+    def wait(self) -> socket.socket:
+        """The next who comes."""
+        self._listening.settimeout(20)
+        return self._listening.accept()[0]
+
+    def close(self) -> None:
+        self._listening.close()
+
+
+def test_a_silent_server_is_none(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.drivers.protocol.nbd.HANDSHAKE_LIMIT", 0.2)
+    silent = Silent(pair.path)
+    with pytest.raises(GenericError, match="Failed to read initial magic: Connection timed out"):
+        pair.connect()
+    silent.close()
+
+
+def test_a_node_goes_while_a_silent_server_has_its_connection(pair: Pair) -> None:
+    pair.serve()
+    node = pair.connect()
+    pair.stop()
+    silent = Silent(pair.path)
+    with pytest.raises(OSError):
+        read(node, 0, 3)
+    with silent.wait() as connection:
+        pair.client.execute("blockdev-del", {"node-name": "n"})
+        connection.settimeout(20)
+        assert connection.recv(1) == b""
+    silent.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "nbd connect"]
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
@@ -389,3 +574,25 @@ def test_images_over_nbd_are_opened_by_name_and_shown_by_name(pair: Pair) -> Non
     pair.client.execute("x-blockmon-open", {"filename": name})
     files = {node["file"] for node in pair.client.execute("query-named-block-nodes")}
     assert files == {name}
+
+
+@pytest.mark.parametrize("command", ["blockdev-mirror", "blockdev-backup"])
+def test_a_cancelled_job_does_not_wait_for_a_lost_target(pair: Pair, command: str) -> None:
+    pair.serve()
+    node = pair.connect(**{"reconnect-delay": 3600})
+    pair.client.execute("blockdev-add", {"driver": "null-co", "node-name": "z", "size": SIZE})
+    ended = threading.Event()
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] in ("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED"):
+            ended.set()
+
+    pair.client.subscribe(listen)
+    pair.stop()
+    arguments = {"job-id": "j", "device": "z", "target": "n", "sync": "full"}
+    client = node.driver._client
+    pair.client.execute(command, arguments)
+    with client._state:
+        assert client._state.wait_for(lambda: client._wait_until > 0, 20)
+    pair.client.execute("block-job-cancel", {"device": "j", "force": True})
+    assert ended.wait(20)

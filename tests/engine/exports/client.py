@@ -27,6 +27,11 @@ class Gone(Exception):
 class Client:
     """A connection to the server at *path*, past the first flags."""
 
+    extended = False
+    """Whether headers are extended."""
+    offset = 0
+    """Offset that the last extended header told."""
+
     def __init__(self, path: Path, flags: int = 3) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(20)
@@ -83,6 +88,12 @@ class Client:
         assert self.option(nbd.OPT_STRUCTURED_REPLY) == [(nbd.REP_ACK, b"")]
         return self
 
+    def extend(self) -> Client:
+        """Agree on extended headers."""
+        assert self.option(nbd.OPT_EXTENDED_HEADERS) == [(nbd.REP_ACK, b"")]
+        self.extended = True
+        return self
+
     def contexts(self, name: str, *queries: str) -> list[str]:
         """SET_META_CONTEXT; the names of those that there are."""
         data = string(name) + struct.pack(">I", len(queries)) + b"".join(map(string, queries))
@@ -103,32 +114,46 @@ class Client:
     def request(
         self, kind: int, offset: int = 0, length: int = 0, flags: int = 0, data: bytes = b"", cookie: int = 7
     ) -> None:
-        self.send(nbd.REQUEST.pack(nbd.REQUEST_MAGIC, flags, kind, cookie, offset, length) + data)
+        if not self.extended:
+            self.send(nbd.REQUEST.pack(nbd.REQUEST_MAGIC, flags, kind, cookie, offset, length) + data)
+            return
+        if kind == nbd.CMD_WRITE:
+            flags |= nbd.FLAG_PAYLOAD_LEN
+        self.send(nbd.EXT_REQUEST.pack(nbd.EXT_REQUEST_MAGIC, flags, kind, cookie, offset, length) + data)
+
+    def chunk(self, begun: bytes = b"") -> tuple[bool, int, int, bytes]:
+        """The next chunk, of which *begun* has been received: whether it is the last, type, cookie, payload."""
+        head = nbd.EXT_CHUNK if self.extended else nbd.CHUNK
+        begun += self.receive(head.size - len(begun))
+        if self.extended:
+            magic, flags, kind, cookie, self.offset, size = head.unpack(begun)
+            assert magic == nbd.EXT_CHUNK_MAGIC
+        else:
+            magic, flags, kind, cookie, size = head.unpack(begun)
+            assert magic == nbd.CHUNK_MAGIC
+        return bool(flags & nbd.CHUNK_DONE), kind, cookie, self.receive(size)
 
     def reply(self, length: int = 0) -> Reply:
         """The next answer; *length*: how many bytes a simple reply without an error brings."""
-        (magic,) = struct.unpack(">I", self.receive(4))
-        if magic == nbd.SIMPLE_MAGIC:
+        magic = self.receive(4)
+        if magic == struct.pack(">I", nbd.SIMPLE_MAGIC):
+            assert not self.extended
             error, cookie = struct.unpack(">IQ", self.receive(12))
             return Reply(cookie, error, b"" if error else self.receive(length), [])
-        assert magic == nbd.CHUNK_MAGIC
         pieces: dict[int, bytes] = {}
         kinds, error = [], 0
         while True:
-            flags, kind, cookie, size = struct.unpack(">HHQI", self.receive(16))
-            body = self.receive(size)
+            done, kind, cookie, body = self.chunk(magic)
+            magic = b""
             kinds.append(kind)
             if kind == nbd.CHUNK_OFFSET_DATA:
                 pieces[int.from_bytes(body[:8])] = body[8:]
             elif kind == nbd.CHUNK_OFFSET_HOLE:
                 pieces[int.from_bytes(body[:8])] = bytes(int.from_bytes(body[8:]))
-            elif kind == nbd.CHUNK_BLOCK_STATUS:
-                pieces[len(kinds)] = body
             elif kind == nbd.CHUNK_ERROR:
                 error = int.from_bytes(body[:4])
-            if flags & nbd.CHUNK_DONE:
+            if done:
                 return Reply(cookie, error, b"".join(pieces[at] for at in sorted(pieces)), kinds)
-            assert self.receive(4) == struct.pack(">I", nbd.CHUNK_MAGIC)
 
     def ask(self, kind: int, offset: int = 0, length: int = 0, flags: int = 0, data: bytes = b"") -> Reply:
         self.request(kind, offset, length, flags, data)
@@ -143,14 +168,19 @@ class Client:
         """Write; the error, 0 for none."""
         return self.ask(nbd.CMD_WRITE, offset, len(data), flags, data).error
 
-    def status(self, offset: int, length: int, flags: int = 0) -> list[list[tuple[int, int]]]:
+    def status(self, offset: int, length: int, flags: int = 0, data: bytes = b"") -> list[list[tuple[int, int]]]:
         """BLOCK_STATUS: the extents (length, flags) of each context."""
-        self.request(nbd.CMD_BLOCK_STATUS, offset, length, flags)
+        self.request(nbd.CMD_BLOCK_STATUS, offset, length, flags, data)
         found = []
         while True:
-            magic, done, kind, _, size = nbd.CHUNK.unpack(self.receive(nbd.CHUNK.size))
-            assert (magic, kind) == (nbd.CHUNK_MAGIC, nbd.CHUNK_BLOCK_STATUS)
-            numbers = struct.unpack(f">{size // 4}I", self.receive(size))[1:]
+            done, kind, _, body = self.chunk()
+            if self.extended:
+                assert kind == nbd.CHUNK_BLOCK_STATUS_EXT
+                numbers = struct.unpack(f">{len(body) // 8 - 1}Q", body[8:])
+                assert int.from_bytes(body[4:8]) == len(numbers) // 2
+            else:
+                assert kind == nbd.CHUNK_BLOCK_STATUS
+                numbers = struct.unpack(f">{len(body) // 4 - 1}I", body[4:])
             found.append(list(zip(numbers[::2], numbers[1::2], strict=True)))
             if done:
                 return found

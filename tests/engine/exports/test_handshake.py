@@ -58,7 +58,8 @@ def test_clients_that_are_dropped(serving: Serving, flags: int, stream: bytes) -
     ("option", "data", "error"),
     [
         (99, b"abc", nbd.REP_ERR_UNSUP),
-        (11, b"", nbd.REP_ERR_UNSUP),
+        (12, b"", nbd.REP_ERR_UNSUP),
+        (nbd.OPT_EXTENDED_HEADERS, b"x", nbd.REP_ERR_INVALID),
         (nbd.OPT_LIST, b"x", nbd.REP_ERR_INVALID),
         (nbd.OPT_STARTTLS, b"", nbd.REP_ERR_POLICY),
         (nbd.OPT_STRUCTURED_REPLY, b"x", nbd.REP_ERR_INVALID),
@@ -72,6 +73,7 @@ def test_clients_that_are_dropped(serving: Serving, flags: int, stream: bytes) -
         (nbd.OPT_INFO, string("x" * 4097) + bytes(2), nbd.REP_ERR_INVALID),
         (nbd.OPT_INFO, string("") + b"\0\3\0\0", nbd.REP_ERR_INVALID),
         (nbd.OPT_GO, string("nope") + bytes(2), nbd.REP_ERR_UNKNOWN),
+        (nbd.OPT_GO, b"\0\0\0\2\xff\xfe" + bytes(2), nbd.REP_ERR_UNKNOWN),
     ],
 )
 def test_options_that_are_refused(serving: Serving, option: int, data: bytes, error: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from engine.errors import QMPError
 from engine.graph.drain import drained
+from engine.graph.node import Node
 from engine.nbd import protocol as nbd
-from tests.engine.exports.client import Gone
+from tests.engine.exports.client import Client, Gone
 from tests.engine.exports.conftest import Serving
 
 
@@ -49,6 +51,41 @@ def test_the_control_plane_does_not_wait_for_a_client_that_does_not_read(serving
         serving.do("block-export-del", id="e-disk", mode="hard")
         serving.wait_event("BLOCK_EXPORT_DELETED")
     serving.wait_no_threads()
+
+
+def slow_requests(serving: Serving, client: Client, kind: int) -> None:
+    """Have a client ask in one go for what takes some ten seconds, and wait until the server is at it."""
+    serving.do("blockdev-add", driver="null-co", node_name="slow", size=1 << 20, latency_ns=20_000_000)
+    serving.export("slow", "slow", writable=True)
+    client.go("slow")
+    request = nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, kind, 1, 0, 256)
+    client.send((request + bytes(256 if kind == nbd.CMD_WRITE else 0)) * 500)
+    door = next(each.door for each in serving.engine.graph.backends if each.node.name == "slow")
+    while not door.in_flight:
+        pass
+
+
+@pytest.mark.parametrize("kind", [nbd.CMD_WRITE, nbd.CMD_CACHE])
+@pytest.mark.parametrize("how", ["delete", "stop", "drain"])
+def test_nobody_waits_for_all_that_a_client_asked_for(serving: Serving, how: str, kind: int) -> None:
+    with serving.connect() as client:
+        slow_requests(serving, client, kind)
+        begun = time.monotonic()
+        match how:
+            case "delete":
+                serving.do("block-export-del", id="e-slow", mode="hard")
+                serving.wait_event("BLOCK_EXPORT_DELETED")
+            case "stop":
+                serving.do("nbd-server-stop")
+            case _:
+                serving.engine.control.call(lambda: drain(serving.engine.graph.nodes["slow"]))
+        assert time.monotonic() - begun < 2
+    serving.wait_no_threads()
+
+
+def drain(node: Node) -> None:
+    with drained([node]):
+        pass
 
 
 def test_safe_removal_needs_the_clients_to_leave(serving: Serving) -> None:
@@ -168,3 +205,108 @@ def test_clients_are_taken_while_the_control_plane_is_busy(serving: Serving) -> 
     finally:
         leave.set()
         holder.join()
+
+
+class Busy:
+    """Clients that write, each its own page again and again, until the server cuts them off."""
+
+    def __init__(self, serving: Serving, number: int, name: str = "") -> None:
+        self._serving, self._name = serving, name
+        self.acknowledged: dict[int, bytes] = {}
+        self._begun = threading.Barrier(number + 1)
+        self._threads = [threading.Thread(target=self._run, args=(at,)) for at in range(number)]
+        for thread in self._threads:
+            thread.start()
+        self._begun.wait(20)
+
+    def _run(self, at: int) -> None:
+        with self._serving.connect() as client:
+            (client.extend() if at % 3 == 0 else client).go(self._name)
+            number = 0
+            try:
+                while True:
+                    page = (number.to_bytes(8) * 512)[:4096]
+                    assert client.write(at * 4096, page) == 0
+                    self.acknowledged[at] = page
+                    if number == 3:
+                        self._begun.wait(20)
+                    number += 1
+            except (Gone, OSError):
+                pass
+
+    def wait(self) -> None:
+        for thread in self._threads:
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("how", ["delete", "stop", "close"])
+def test_an_end_in_the_middle_of_everything(serving: Serving, how: str) -> None:
+    """Fifty clients are cut off while they write; what they were told is written is."""
+    busy = Busy(serving, 50)
+    if how == "delete":
+        serving.do("block-export-del", id="e-disk", mode="hard")
+        serving.wait_event("BLOCK_EXPORT_DELETED")
+    elif how == "stop":
+        serving.do("nbd-server-stop")
+    else:
+        serving.engine.close()
+    busy.wait()
+    serving.wait_no_threads()
+    assert [event["data"] for event in serving.events if event["event"] == "BLOCK_EXPORT_DELETED"] == [{"id": "e-disk"}]
+    content = (serving.folder / "disk.raw").read_bytes()
+    for at, page in busy.acknowledged.items():
+        # The last one may have been written and not acknowledged.
+        found = content[at * 4096 : (at + 1) * 4096]
+        assert int.from_bytes(found[:8]) - int.from_bytes(page[:8]) in (0, 1)
+        assert found == (found[:8] * 512)[:4096]
+
+
+def test_one_of_two_exports_goes_and_the_other_stays(serving: Serving) -> None:
+    serving.raw("other")
+    serving.export("other", "other", writable=True)
+    staying = Busy(serving, 10, "other")
+    going = Busy(serving, 10)
+    serving.do("block-export-del", id="e-disk", mode="hard")
+    going.wait()
+    before = dict(staying.acknowledged)
+    with serving.connect() as client:
+        client.go("other")
+        while staying.acknowledged == before:
+            assert client.read(0, 8)
+    serving.do("nbd-server-stop")
+    staying.wait()
+
+
+def test_the_server_can_be_started_again_with_the_same_address_at_once(serving: Serving) -> None:
+    for _ in range(5):
+        busy = Busy(serving, 5)
+        serving.do("nbd-server-stop")
+        serving.start()
+        serving.export("disk", writable=True)
+        busy.wait()
+    with serving.connect() as client:
+        client.go()
+        assert client.read(0, 8) != bytes(8)
+
+
+def test_more_clients_than_there_may_be(serving: Serving) -> None:
+    """They wait, and all are served in the end."""
+    serving.do("nbd-server-stop")
+    serving.start(max_connections=3)
+    serving.export("disk", writable=True)
+    served: list[int] = []
+
+    def come(number: int) -> None:
+        with serving.connect() as client:
+            client.go()
+            assert client.write(number * 512, bytes([number]) * 512) == 0
+            assert len(serving.threads()) <= 4  # one more may be about to end
+            served.append(number)
+
+    threads = [threading.Thread(target=come, args=(number,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(served) == list(range(40))
