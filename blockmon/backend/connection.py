@@ -18,6 +18,9 @@ class ConnectionState:
     """Why there is none; of the last attempt, where several failed."""
     retry_at: float | None = None
     """When the next attempt is made, on the loop's clock; None while one is under way, or when there will be none."""
+    unanswered: float | None = None
+    """When the question was asked that a connected server leaves unanswered for long (Unix time); None where it does
+    answer."""
 
 
 _T = TypeVar("_T")

@@ -62,6 +62,8 @@ class EmbeddedBackend:
         from engine.engine import Engine
 
         engine = Engine()
+        # The front end counts as a monitor: what was passed stays while it is there.
+        engine.graph.fdsets.monitors += 1
         engine.subscribe(self._on_event)
         engine.on_quit = self._on_quit
         if self._recorder is not None:

@@ -14,7 +14,8 @@ class PidFile:
 
     def __init__(self, path: str) -> None:
         """Create and lock the file; errors: StartupError."""
-        self._path = path
+        # A daemon changes its folder.
+        self._path = os.path.abspath(path)
         try:
             self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as exc:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,9 @@ from qemu.qmp import (
     Message,
     QMPClient,
     Runstate,
+    StateError,
 )
+from qemu.qmp.error import ProtocolError
 from qemu.qmp.qmp_client import BadReplyError, GreetingError
 
 from blockmon.backend import CommandError, Event, EventCallback
@@ -35,12 +38,15 @@ QUERY_SILENCE = 60.0
 """A server that says nothing for so many seconds, although a query waits for its answer, counts as lost."""
 COMMAND_SILENCE = 900.0
 """The same while it carries out a command that changes something: HMP's `commit` may take its time."""
+PATIENCE = 4.0
+"""Seconds without an answer after which that is told."""
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0
 """Seconds before the first attempt to get a lost connection back; each wait is twice the last one, up to the second."""
 ANSWER_SIZE = 1 << 28
 """Bytes that one answer can have; that of query-named-block-nodes has some 2 KB a node."""
 
 _CLOSED = "the server has closed the connection"
+_SILENT = "the server does not answer"
 
 # What the library complains about becomes an error of ours; on the standard error output it would spoil the screen.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
@@ -103,11 +109,13 @@ class RemoteBackend:
         self._callbacks: list[EventCallback] = []
         self._pending: list[Event] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._waiting: dict[object, float] = {}
-        """The commands under way, with the silence that each allows the server."""
+        self._waiting: dict[object, tuple[float, float]] = {}
+        """The commands under way, the oldest first: the silence that each allows the server, and since when it is."""
+        self._hush: asyncio.TimerHandle | None = None
         self._guard: asyncio.TimerHandle | None = None
         self._too_silent = False
         self._closed = False
+        self._ending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         try:
@@ -191,23 +199,28 @@ class RemoteBackend:
 
     async def _live(self) -> None:
         """Follow the connection, and get it back when it is lost and somebody wants it back."""
+        loop, delay = asyncio.get_running_loop(), 0.0
         while True:
+            since = loop.time()
             reason = await self._follow()
             await self._hang_up()
-            delay = FIRST_RETRY
+            if loop.time() - since > LAST_RETRY:
+                # Else whoever takes the connection and drops it at once would be asked every second for ever.
+                delay = 0.0
+            delay = delay or FIRST_RETRY
             while True:
                 if not self.connection.watched:
                     self.connection.change(ConnectionState(False, reason))
                     return
-                self.connection.change(ConnectionState(False, reason, asyncio.get_running_loop().time() + delay))
+                self.connection.change(ConnectionState(False, reason, loop.time() + delay))
                 await asyncio.sleep(delay)
+                delay = min(2 * delay, LAST_RETRY)
                 self.connection.change(ConnectionState(False, reason))
                 try:
                     await self._connect()
                     break
                 except _Failed as failure:
                     reason = str(failure)
-                    delay = min(2 * delay, LAST_RETRY)
 
     async def _follow(self) -> str:
         """Hand events on until the connection is lost; why it was."""
@@ -215,20 +228,33 @@ class RemoteBackend:
         assert client is not None
         while client.runstate == Runstate.RUNNING:
             await client.runstate_changed()
-        reason = _CLOSED
-        try:
-            await client.disconnect()
-        except EOFError:
-            pass
-        except Exception as error:
-            # Whatever the library's tasks stumbled over; the connection is gone in any case.
+        error = await self._disconnect(client)
+        if error is None or isinstance(error, (EOFError, ConnectionResetError, BrokenPipeError)):
+            reason = _CLOSED
+        elif isinstance(error, ProtocolError):
+            # What was under way when it ended, too, is no message.
+            reason = "the server broke off, or sent what is no QMP message"
+        else:
             reason = _text(error)
         if self._too_silent:
-            reason = "the server does not answer"
+            reason = _SILENT
         elif self._tunnel is not None:
             reason = await self._tunnel.complaint() or reason
         self._client = None
         return reason
+
+    async def _disconnect(self, client: _Client) -> Exception | None:
+        """Wait until the client has ended; what it stumbled over."""
+        # One task, whoever waits for it: what the library's tasks raise is told to one, and to one that is there.
+        if self._ending is None:
+            self._ending = asyncio.create_task(client.disconnect())
+        ending = self._ending
+        await asyncio.wait((ending,))
+        self._ending = None
+        error = ending.exception()
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        return error
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -238,28 +264,35 @@ class RemoteBackend:
             self._notice_loss()
             raise ConnectionLost(f"not connected: {self.connection.state.reason}", self._will_retry)
         query = command.startswith(("query-", "x-query-", "x-debug-query-", "x-blockmon-query-"))
-        if command == "query-named-block-nodes":
+        if _tells_nodes(command, arguments):
             await self._beware_of_concluded_streams(client)
         token = object()
-        self._waiting[token] = QUERY_SILENCE if query else COMMAND_SILENCE
+        now = asyncio.get_running_loop().time()
+        self._waiting[token] = QUERY_SILENCE if query else COMMAND_SILENCE, now
         if len(self._waiting) == 1:
-            client.heard = asyncio.get_running_loop().time()
+            client.heard = now
         self._watch_silence(client)
+        self._watch_patience()
         try:
             return await client.execute(command, arguments)
         except ExecuteError as error:
             raise CommandError(error.error_class, error.error.error.desc) from None
+        except StateError:
+            # It was lost while the question before this one waited for its answer.
+            self._notice_loss()
+            raise ConnectionLost(f"not connected: {self.connection.state.reason}", self._will_retry) from None
         except ExecInterruptedError:
             self._notice_loss()
-            raise ConnectionLost(
-                f"the connection was lost before '{command}' was answered; it may have been carried out all the same",
-                self._will_retry,
-            ) from None
+            reason = f"the connection was lost before '{command}' was answered"
+            if not query:
+                reason += "; it may have been carried out all the same"
+            raise ConnectionLost(reason, self._will_retry) from None
         except BadReplyError as error:
             raise CommandError("GenericError", f"the server's answer makes no sense: {error}") from None
         finally:
             del self._waiting[token]
             self._watch_silence(client)
+            self._watch_patience()
             if not query:
                 self.connection.commanded(command)
 
@@ -276,13 +309,13 @@ class RemoteBackend:
                 ):
                     raise CommandError(
                         "GenericError",
-                        f"not sent: this QEMU can crash over it until stream job '{job['device']}' is dismissed",
+                        f"stream job '{job['device']}' has to be dismissed first: not sent, as this QEMU can crash",
                     )
 
     def _notice_loss(self) -> None:
         """Tell of a loss that a command met with before `_live` did, so that nobody takes it for connected."""
         if self.connection.state.connected:
-            self.connection.change(ConnectionState(False, _CLOSED))
+            self.connection.change(ConnectionState(False, _SILENT if self._too_silent else _CLOSED))
 
     @property
     def _will_retry(self) -> bool:
@@ -296,7 +329,7 @@ class RemoteBackend:
         if not self._waiting:
             return
         loop = asyncio.get_running_loop()
-        due = client.heard + max(self._waiting.values())
+        due = client.heard + max(allowed for allowed, _ in self._waiting.values())
         if loop.time() < due:
             self._guard = loop.call_at(due, self._watch_silence, client)
         elif self._socket is not None and client is self._client:
@@ -304,6 +337,26 @@ class RemoteBackend:
             # The client sees the end of the stream, and ends in order.
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _watch_patience(self, again: bool = False) -> None:
+        """Tell when the oldest command under way has waited for long, and when that is over."""
+        if self._hush is not None and not again and self._waiting and self.connection.state.unanswered is None:
+            return  # it looks for itself when it is time
+        if self._hush is not None:
+            self._hush.cancel()
+            self._hush = None
+        state, now = self.connection.state, asyncio.get_running_loop().time()
+        _, oldest = next(iter(self._waiting.values()), (0.0, now))
+        since = None
+        if now < oldest + PATIENCE:
+            if self._waiting:
+                self._hush = asyncio.get_running_loop().call_at(oldest + PATIENCE, self._watch_patience, True)
+        elif state.unanswered is None:
+            since = time.time() - (now - oldest)
+        else:
+            since = state.unanswered
+        if state.connected and since != state.unanswered:
+            self.connection.change(ConnectionState(True, unanswered=since))
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -337,14 +390,14 @@ class RemoteBackend:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         client, self._client = self._client, None
-        if self._guard is not None:
-            self._guard.cancel()
-        if client is not None and client.runstate != Runstate.IDLE:
+        for timer in (self._guard, self._hush):
+            if timer is not None:
+                timer.cancel()
+        if client is not None and (client.runstate != Runstate.IDLE or self._ending is not None):
             with contextlib.suppress(OSError):
                 if self._socket is not None:
                     self._socket.shutdown(socket.SHUT_RDWR)
-            with contextlib.suppress(Exception):  # whatever it stumbled over, it is over
-                await client.disconnect()
+            await self._disconnect(client)  # whatever it stumbled over, it is over
         await self._hang_up()
 
 
@@ -357,6 +410,16 @@ async def _connected(family: int, place: Any) -> socket.socket:
         found.close()
         raise
     return found
+
+
+def _tells_nodes(command: str, arguments: Mapping[str, Any] | None) -> bool:
+    """Whether *command* has the server list its nodes: the query, or HMP's `info block -n`."""
+    if command == "query-named-block-nodes":
+        return True
+    if command != "human-monitor-command":
+        return False
+    words = str((arguments or {}).get("command-line", "")).split()
+    return words[:2] == ["info", "block"] and any(word.startswith("-") and "n" in word for word in words[2:])
 
 
 def _why_no_session(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import sys
 from collections.abc import Coroutine
@@ -14,20 +15,29 @@ from blockmon.backend.startup import start_up
 from blockmon.options import CommonOptions
 
 if TYPE_CHECKING:
+    from blockmon.backend.daemon import Daemon
     from blockmon.backend.recorder import Recorder
 
+_GARBAGE_THRESHOLDS = (50_000, 20, 100)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def serve(options: CommonOptions) -> int:
     """Run until `quit` or SIGTERM, SIGINT or SIGHUP; return the exit status. Errors: StartupError."""
-    return asyncio.run(_serve(options))
+    if not options.daemonize:
+        return asyncio.run(_serve(options))
+    from blockmon.backend.daemon import daemonize
+
+    daemon = daemonize()
+    return 1 if daemon is None else asyncio.run(_serve(options, daemon))
 
 
-async def _serve(options: CommonOptions) -> int:
+async def _serve(options: CommonOptions, daemon: Daemon | None = None) -> int:
     from blockmon.backend.recording import start_recording
     from engine.engine import Engine
 
+    # An answer about thousands of nodes is many objects at once, none of them garbage: searching in between only costs.
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in _SIGNALS:
@@ -42,6 +52,8 @@ async def _serve(options: CommonOptions) -> int:
         if await _unless(ended, start_up(engine, options, _announce)):
             # The file says that everything stands, so it comes last.
             pidfile = PidFile(options.pidfile) if options.pidfile is not None else None
+            if daemon is not None:
+                daemon.ready()
             await ended.wait()
     finally:
         # A second Ctrl+C ends the program at once, whatever it hangs on.

@@ -22,24 +22,32 @@ async def start_up(engine: Engine, options: CommonOptions, announce: Callable[[s
 
     announce: takes sentences for the person at the terminal; called on the engine's thread.
     """
-    from engine.errors import QMPError
-
     monitors: Monitors | None = None
+    # Descriptors come first, as in QEMU: whatever comes later may open them.
+    for text in options.add_fd:
+        await _done(engine, "--add-fd", text, _add_fd(engine, text))
     for option, text in _in_order(options.startup):
         if option not in _WORK and monitors is None:
             from engine.monitor.server import Monitors
 
             monitors = Monitors(engine, announce)
-        try:
-            if option in _WORK:
-                work = _WORK[option](engine, text, announce)
-            else:
-                assert monitors is not None
-                work = _monitor(monitors, option, text)
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, engine.control.loop))
-        except QMPError as exc:
-            message = exc.desc if exc.hint is None else f"{exc.desc}\n{exc.hint}"
-            raise StartupError(f"{option} {text}", message) from exc
+        if option in _WORK:
+            work = _WORK[option](engine, text, announce)
+        else:
+            assert monitors is not None
+            work = _monitor(monitors, option, text)
+        await _done(engine, option, text, work)
+
+
+async def _done(engine: Engine, option: str, text: str, work: Coroutine[Any, Any, None]) -> None:
+    """Do *work* on the control plane. Errors: StartupError naming the option."""
+    from engine.errors import QMPError
+
+    try:
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, engine.control.loop))
+    except QMPError as exc:
+        message = exc.desc if exc.hint is None else f"{exc.desc}\n{exc.hint}"
+        raise StartupError(f"{option} {text}", message) from exc
 
 
 def option_help(option: str, text: str) -> str:
@@ -73,6 +81,21 @@ def _in_order(startup: list[tuple[str, str]]) -> list[tuple[str, str]]:
     early = [entry for entry in startup[: last + 1] if entry[0] != "--device"]
     late = [entry for entry in startup[: last + 1] if entry[0] == "--device"]
     return early + late + startup[last + 1 :]
+
+
+async def _add_fd(engine: Engine, text: str) -> None:
+    from engine.descriptors.fdsets import inherit
+    from engine.errors import GenericError
+    from engine.qapi.opts import option_number, parse_opts
+
+    given = dict(parse_opts(text, None))
+    for name in given:
+        if name not in ("fd", "set", "opaque"):
+            raise GenericError(f"Invalid parameter '{name}'")
+    numbers = [(option_number(name, given[name]) if name in given else None) for name in ("fd", "set")]
+    # A minus sign wraps in these numbers.
+    fd, number = (each - (1 << 64) if each is not None and each >> 63 else each for each in numbers)
+    inherit(engine.graph.fdsets, fd, number, given.get("opaque"))
 
 
 async def _blockdev(engine: Engine, text: str, announce: Callable[[str], None]) -> None:

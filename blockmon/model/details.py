@@ -42,6 +42,16 @@ class _Query:
     ever: bool = False
 
 
+async def _execute(backend: Backend, command: str, arguments: Mapping[str, Any] | None) -> Any:
+    try:
+        return await backend.execute(command, arguments)
+    except CommandError as error:
+        # Before QEMU 5.0 nodes cannot be told of without the images behind them.
+        if "flat" not in (arguments or {}) or "'flat'" not in error.desc:
+            raise
+    return await backend.execute(command)
+
+
 class Details:
     """
     Answers to queries, kept until they are out of date.
@@ -112,7 +122,7 @@ class Details:
         answer, started = query.answer, self._clock()
         value, error = answer.value, None
         try:
-            value = await backend.execute(command, arguments)
+            value = await _execute(backend, command, arguments)
         except CommandError as exc:
             error = exc.desc
         except (asyncio.CancelledError, OSError, EOFError, RuntimeError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 _UNITS = ("", "K", "M", "G", "T", "P", "E")
 _LONG_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -108,10 +110,24 @@ def safe_text(text: object) -> str:
 
 
 def basename(filename: str) -> str:
-    """The last part of a file name or URL; ``json:`` names are left whole, for they have no last part."""
+    """The last part of a file name or URL; of a ``json:`` name that of the file in it, empty where there is none."""
     if filename.startswith("json:"):
-        return filename
+        filename = _file_in_json(filename)
     return filename.rstrip("/").rpartition("/")[2] or filename
+
+
+@lru_cache(maxsize=1024)
+def _file_in_json(filename: str) -> str:
+    try:
+        options = json.loads(filename.removeprefix("json:"))
+    except ValueError:
+        return filename
+    while isinstance(options, dict):
+        for key in ("filename", "file.filename", "path", "export"):
+            if isinstance(options.get(key), str):
+                return str(options[key])
+        options = options.get("file")
+    return ""
 
 
 def elide_middle(text: str, width: int, ellipsis: str = "…") -> str:

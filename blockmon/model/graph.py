@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import InitVar, dataclass, field
+from functools import cached_property
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -91,6 +94,17 @@ class _Source:
 
 
 _NO_EDGES: tuple[EdgeInfo, ...] = ()
+_PARENT_OF, _CHILD_OF = attrgetter("parent"), attrgetter("child")
+
+
+def _index(
+    found: dict[str, tuple[EdgeInfo, ...]], edges: Iterable[EdgeInfo], key_of: Callable[[EdgeInfo], str]
+) -> None:
+    """Put *edges* into *found* by what *key_of* says of each."""
+    lists: dict[str, list[EdgeInfo]] = {}
+    for edge in edges:
+        lists.setdefault(key_of(edge), []).append(edge)
+    found.update((key, tuple(listed)) for key, listed in lists.items())
 
 
 @dataclass(frozen=True)
@@ -102,20 +116,34 @@ class GraphModel:
     parents: Mapping[str, ParentInfo] = field(default_factory=dict)
     edges: tuple[EdgeInfo, ...] = ()
     counters: Mapping[str, IoCounters] = field(default_factory=dict)
+    permissions_known: bool = True
+    """False where the server does not tell what its links take and share; theirs are empty then."""
     source: _Source | None = field(default=None, repr=False, compare=False)
     """What it was made from, so that the next snapshot can share what did not change."""
     _below: Mapping[str, tuple[EdgeInfo, ...]] = field(init=False, repr=False, compare=False)
     _above: Mapping[str, tuple[EdgeInfo, ...]] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        below: dict[str, list[EdgeInfo]] = {}
-        above: dict[str, list[EdgeInfo]] = {}
-        for edge in self.edges:
-            below.setdefault(edge.parent, []).append(edge)
-            if edge.child is not None:
-                above.setdefault(edge.child, []).append(edge)
-        object.__setattr__(self, "_below", MappingProxyType({key: tuple(edges) for key, edges in below.items()}))
-        object.__setattr__(self, "_above", MappingProxyType({key: tuple(edges) for key, edges in above.items()}))
+    alike: InitVar[GraphModel | None] = None
+    """A snapshot that shares most edges with this one, from which it is indexed much faster."""
+
+    def __post_init__(self, alike: GraphModel | None) -> None:
+        below: dict[str, tuple[EdgeInfo, ...]] = {}
+        above: dict[str, tuple[EdgeInfo, ...]] = {}
+        downwards = upwards = self.edges
+        if alike is not None:
+            # A link to one child moves past the others only as it is taken away and put in again, which is a change.
+            had, have = set(map(id, alike.edges)), set(map(id, self.edges))
+            other = [edge for edge in alike.edges if id(edge) not in have]
+            other += [edge for edge in self.edges if id(edge) not in had]
+            parents, children = {edge.parent for edge in other}, {edge.child for edge in other}
+            below = {key: edges for key, edges in alike._below.items() if key not in parents}
+            above = {key: edges for key, edges in alike._above.items() if key not in children}
+            downwards = tuple(edge for edge in self.edges if edge.parent in parents)
+            upwards = tuple(edge for edge in self.edges if edge.child in children)
+        _index(below, downwards, _PARENT_OF)
+        _index(above, (edge for edge in upwards if edge.child is not None), _CHILD_OF)
+        object.__setattr__(self, "_below", MappingProxyType(below))
+        object.__setattr__(self, "_above", MappingProxyType(above))
 
     def children(self, parent: str) -> tuple[EdgeInfo, ...]:
         """The edges from *parent* (a node name or the key of a parent) down."""
@@ -167,9 +195,48 @@ class GraphModel:
             seen.add(step)
             current = step
 
-    def leaves(self) -> Iterable[str]:
+    @cached_property
+    def leaves(self) -> tuple[str, ...]:
         """Names of the nodes without children: where bytes come from and go to."""
-        return (name for name in self.nodes if not any(edge.child is not None for edge in self.children(name)))
+        return tuple(name for name in self.nodes if not any(edge.child is not None for edge in self.children(name)))
+
+    @cached_property
+    def broken(self) -> int:
+        """How many edges lead nowhere."""
+        return sum(edge.child is None for edge in self.edges)
+
+    @cached_property
+    def unused(self) -> tuple[str, ...]:
+        """Names of the nodes that nothing takes part in but the monitor and nameless users."""
+        return tuple(
+            name
+            for name in self.nodes
+            if all(edge.parent_kind in ("monitor", "user") for edge in self.parents_of(name))
+        )
+
+    def with_counters(self, counters: Mapping[str, IoCounters]) -> GraphModel:
+        """The same graph with other counters; all else is shared with this one."""
+        return self._with(counters=counters)
+
+    def with_nodes(self, items: Iterable[Mapping[str, Any]]) -> GraphModel:
+        """The same graph with *items*, which it has, as an answer to ``x-blockmon-query-graph`` has nodes."""
+        nodes, counters = dict(self.nodes), dict(self.counters)
+        raw = dict(self.source.nodes) if self.source is not None else {}
+        for item in items:
+            name = str(item["node-name"])
+            raw[name] = item
+            node, counters[name] = _node(item), _counters(item)
+            if node != nodes.get(name):
+                nodes[name] = node
+        source = None if self.source is None else _Source(raw, self.source.edges)
+        return self._with(nodes=nodes, counters=counters, source=source)
+
+    def _with(self, **members: Any) -> GraphModel:
+        # Not replace(), which would look at every edge again.
+        other = copy.copy(self)
+        for name, value in members.items():
+            object.__setattr__(other, name, value)
+        return other
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +273,12 @@ def diff(old: GraphModel, new: GraphModel) -> GraphDiff:
     if old is new:
         return GraphDiff()
     # Snapshots share what did not change, and so only the rest has to be looked at.
-    old_ids, new_ids = set(map(id, old.edges)), set(map(id, new.edges))
-    old_edges = {edge.key: edge for edge in old.edges if id(edge) not in new_ids}
-    new_edges = {edge.key: edge for edge in new.edges if id(edge) not in old_ids}
+    old_edges: dict[Any, EdgeInfo] = {}
+    new_edges: dict[Any, EdgeInfo] = {}
+    if old.edges is not new.edges:
+        old_ids, new_ids = set(map(id, old.edges)), set(map(id, new.edges))
+        old_edges = {edge.key: edge for edge in old.edges if id(edge) not in new_ids}
+        new_edges = {edge.key: edge for edge in new.edges if id(edge) not in old_ids}
     old_nodes, old_counters = old.nodes, old.counters
     return GraphDiff(
         nodes_added=tuple(name for name in new.nodes if name not in old_nodes),
@@ -218,9 +288,9 @@ def diff(old: GraphModel, new: GraphModel) -> GraphDiff:
             for name, node in new.nodes.items()
             if (was := old_nodes.get(name)) is not node and was is not None and was != node
         ),
-        parents_changed=tuple(
-            key for key in {**old.parents, **new.parents} if old.parents.get(key) != new.parents.get(key)
-        ),
+        parents_changed=()
+        if old.parents is new.parents
+        else tuple(key for key in {**old.parents, **new.parents} if old.parents.get(key) != new.parents.get(key)),
         edges_added=tuple(edge for key, edge in new_edges.items() if key not in old_edges),
         edges_removed=tuple(edge for key, edge in old_edges.items() if key not in new_edges),
         edges_changed=tuple(edge for key, edge in new_edges.items() if key in old_edges and old_edges[key] != edge),
@@ -249,31 +319,7 @@ def from_query_graph(reply: Mapping[str, Any], last: GraphModel | None = None) -
         if last is not None and known.get(name) == item:
             nodes[name], counters[name] = last.nodes[name], last.counters[name]
             continue
-        nodes[name] = NodeInfo(
-            name=name,
-            driver=str(item.get("driver", "")),
-            filename=str(item.get("filename", "")),
-            read_only=bool(item.get("read-only", False)),
-            size=int(item.get("size", 0)),
-            allocated=item.get("allocated"),
-            monitor_owned=bool(item.get("monitor-owned", False)),
-            implicit=bool(item.get("implicit", False)),
-            filter=bool(item.get("filter", False)),
-            auto_name=bool(item.get("auto-name", False)),
-            encrypted=bool(item.get("encrypted", False)),
-            backing_file=item.get("backing-file"),
-            backing_format=item.get("backing-format"),
-            cluster_size=item.get("cluster-size"),
-            busy=tuple(item.get("busy", ())),
-            error=item.get("error"),
-            bitmaps=int(item.get("bitmaps", 0)),
-        )
-        counters[name] = IoCounters(
-            rd_bytes=int(item.get("rd-bytes", 0)),
-            rd_ops=int(item.get("rd-operations", 0)),
-            wr_bytes=int(item.get("wr-bytes", 0)),
-            wr_ops=int(item.get("wr-operations", 0)),
-        )
+        nodes[name], counters[name] = _node(item), _counters(item)
     parents: dict[str, ParentInfo] = {}
     for item in reply.get("parents", ()):
         parent = ParentInfo(
@@ -283,7 +329,38 @@ def from_query_graph(reply: Mapping[str, Any], last: GraphModel | None = None) -
     raw_edges = tuple(reply.get("edges", ()))
     edges = _edges(raw_edges, last.edges if last is not None else (), before.edges if before is not None else ())
     source = _Source(raw_nodes, raw_edges)
-    return GraphModel(int(reply.get("generation", 0)), nodes, parents, edges, counters, source)
+    return GraphModel(int(reply.get("generation", 0)), nodes, parents, edges, counters, source=source, alike=last)
+
+
+def _node(item: Mapping[str, Any]) -> NodeInfo:
+    return NodeInfo(
+        name=str(item["node-name"]),
+        driver=str(item.get("driver", "")),
+        filename=str(item.get("filename", "")),
+        read_only=bool(item.get("read-only", False)),
+        size=int(item.get("size", 0)),
+        allocated=item.get("allocated"),
+        monitor_owned=bool(item.get("monitor-owned", False)),
+        implicit=bool(item.get("implicit", False)),
+        filter=bool(item.get("filter", False)),
+        auto_name=bool(item.get("auto-name", False)),
+        encrypted=bool(item.get("encrypted", False)),
+        backing_file=item.get("backing-file"),
+        backing_format=item.get("backing-format"),
+        cluster_size=item.get("cluster-size"),
+        busy=tuple(item.get("busy", ())),
+        error=item.get("error"),
+        bitmaps=int(item.get("bitmaps", 0)),
+    )
+
+
+def _counters(item: Mapping[str, Any]) -> IoCounters:
+    return IoCounters(
+        rd_bytes=int(item.get("rd-bytes", 0)),
+        rd_ops=int(item.get("rd-operations", 0)),
+        wr_bytes=int(item.get("wr-bytes", 0)),
+        wr_ops=int(item.get("wr-operations", 0)),
+    )
 
 
 def _edges(

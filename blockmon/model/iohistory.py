@@ -29,7 +29,7 @@ class IoRate:
         return self.rd_bytes + self.wr_bytes
 
 
-_STILL = IoRate()
+STILL = IoRate()
 
 
 @dataclass
@@ -37,7 +37,7 @@ class _Track:
     counters: IoCounters
     bins: deque[float] = field(default_factory=lambda: deque(maxlen=BINS))
     base: IoCounters = _ZERO
-    rate: IoRate = _STILL
+    rate: IoRate = STILL
 
 
 class IoHistory:
@@ -50,11 +50,18 @@ class IoHistory:
     def __init__(self) -> None:
         self._tracks: dict[str, _Track] = {}
         self._bin_start: float | None = None
+        self._moving: set[str] = set()
+        """The nodes with something in one of their bins."""
+        self.version = 0
+        """Grows when rates may have become others."""
 
     def update(self, counters: Mapping[str, IoCounters], now: float) -> set[str]:
         """Take in all nodes' counters, read at monotonic time *now*. Returns the nodes that look different."""
-        for name in [name for name in self._tracks if name not in counters]:
-            del self._tracks[name]
+        if self._tracks.keys() != counters.keys():
+            for name in [name for name in self._tracks if name not in counters]:
+                del self._tracks[name]
+                self._moving.discard(name)
+                self.version += 1
         if self._bin_start is None:
             self._bin_start = now
         elapsed = now - self._bin_start
@@ -64,12 +71,16 @@ class IoHistory:
         bins = min(BINS, max(1, round(elapsed / BIN_SECONDS)))
         for name, current in counters.items():
             track = self._tracks.get(name)
+            if track is not None and current is track.base and track.rate is STILL and name not in self._moving:
+                track.counters = current
+                continue  # As still as it was; most are, where there are thousands.
             if (
                 track is None
                 or current.rd_bytes < track.counters.rd_bytes
                 or current.wr_bytes < track.counters.wr_bytes
             ):
                 self._tracks[name] = _Track(current, base=current)
+                self._moving.discard(name)
                 continue
             track.counters = current
             if not due:
@@ -79,6 +90,7 @@ class IoHistory:
             if moved or any(track.bins):
                 track.bins.extend([moved / bins] * bins)
                 changed.add(name)
+            (self._moving.add if moved or any(track.bins) else self._moving.discard)(name)
             rate = IoRate(
                 (current.rd_bytes - base.rd_bytes) / elapsed,
                 (current.wr_bytes - base.wr_bytes) / elapsed,
@@ -86,16 +98,17 @@ class IoHistory:
                 (current.wr_ops - base.wr_ops) / elapsed,
             )
             if rate != track.rate:
-                track.rate = rate
+                track.rate = rate if rate != STILL else STILL
                 changed.add(name)
         if due:
             self._bin_start = now
+            self.version += 1
         return changed
 
     def rate(self, node: str) -> IoRate:
         """The node's present rate; zero where nothing is known."""
         track = self._tracks.get(node)
-        return track.rate if track is not None else _STILL
+        return track.rate if track is not None else STILL
 
     def bins(self, node: str, count: int) -> list[float]:
         """The bytes of the last *count* seconds, oldest first."""
@@ -106,4 +119,4 @@ class IoHistory:
     @property
     def moving(self) -> bool:
         """True while some sparkline has something to show, and so changes."""
-        return any(any(track.bins) for track in self._tracks.values())
+        return bool(self._moving)

@@ -72,6 +72,10 @@ class Job:
     _samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64), repr=False)
     _rate: float | None = field(default=None, repr=False)
     _rated_at: float = field(default=0.0, repr=False)
+    _between: bool = field(default=False, repr=False)
+    """True while the first sample is not known to be from the end of a step."""
+    _heard: str = field(default="", repr=False)
+    """The status that the last event told of."""
 
     @property
     def finished(self) -> bool:
@@ -125,12 +129,24 @@ class Job:
             samples.clear()
             self._rate = None
             return
-        samples.append((now, self.current))
+        if not samples:
+            samples.append((now, self.current))
+            self._between = self.current > 0
+        elif self.current != samples[-1][1]:
+            if self._between and len(samples) > 1:
+                # A throttled job goes on in large steps seconds apart, and the first look was between two of them.
+                self._between = False
+                if now - samples[-1][0] > RATE_EVERY:
+                    samples.popleft()
+            samples.append((now, self.current))
         while len(samples) > 2 and now - samples[1][0] >= RATE_WINDOW:
             samples.popleft()
-        (start, first), last = samples[0], self.current
+        (start, first), (end, last) = samples[0], samples[-1]
         if now - start >= 0.2 and (self._rate is None or now - self._rated_at >= RATE_EVERY):
-            self._rate = (last - first) / (now - start)
+            step = (end - start) / max(1, len(samples) - 1)
+            # While the next large step is not overdue, the rate is that of those there were.
+            until = end if step > RATE_EVERY and now - end <= 2 * step and not self._between else now
+            self._rate = (last - first) / (until - start) if now - end <= 3 * max(step, RATE_WINDOW) else 0.0
             self._rated_at = now
 
     def face(self) -> tuple[object, ...]:
@@ -269,6 +285,10 @@ class JobsModel:
             job_id = str(data.get("id", ""))
             if status == "null":
                 if job_id in self._live:
+                    over = self._live[job_id]
+                    if over.status == over._heard == "created" and over.outcome is None:
+                        # What should have begun it was refused; such a job never runs.
+                        over.outcome, over.error = FAILED, over.error or "it did not begin"
                     self._retire(job_id)
                 return True
             known = self._live.get(job_id)
@@ -277,6 +297,7 @@ class JobsModel:
                 self._retire(job_id)
                 known = None
             job = self._job(job_id)
+            job._heard = status
             if known is None or not job.asked:
                 # Of a job that the queries list the event may be older than what they said.
                 job.status = status

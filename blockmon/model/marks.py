@@ -51,7 +51,7 @@ class ChangeMarks:
             self._signs.pop(name, None)
         ghosts: list[tuple[TreeRow, RowKey | None, float]] = []
         last: RowKey | None = None
-        for row in rows:
+        for row in rows if removed else ():
             if row.kind not in (GONE, REFERENCE) and row.fold_key in removed:
                 ghosts.append((row, last, until))
             last = row.key

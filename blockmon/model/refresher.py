@@ -17,8 +17,8 @@ from typing import Any
 from blockmon.backend import Backend, CommandError, Event
 from blockmon.backend.connection import Connection, ConnectionLost, ConnectionState, connection_of
 from blockmon.model.events import EventLog
-from blockmon.model.graph import GraphDiff, GraphModel, diff
-from blockmon.model.iohistory import IoHistory, IoRate
+from blockmon.model.graph import EdgeInfo, GraphDiff, GraphModel, diff
+from blockmon.model.iohistory import STILL, IoHistory, IoRate
 from blockmon.model.jobs import JobsModel
 from blockmon.model.source import GraphSource, choose_source
 from blockmon.model.standard import jobs_from_block_jobs
@@ -44,6 +44,8 @@ class DeviceState:
     tray_open: bool | None = None
     inserted: str | None = None
     """The node that is in it."""
+    qdev: str | None = None
+    """Its QOM path or id, which is what commands want for `id`; None for a drive without a guest device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +73,34 @@ class ScreenState:
     """By the names and the ids that query-block has for a device."""
     bitmaps: Mapping[str, tuple[BitmapState, ...]] = field(default_factory=dict)
     """The dirty bitmaps on each node, where they have been asked for."""
+    graph_known: bool = False
+    """True once the server has told its graph, or that it cannot."""
     graph_error: str | None = None
     """Why there is no graph to show, or no fresh one."""
     lost: str | None = None
     """Why the server does not answer any more. What was learned before is kept, and may be out of date."""
+    unanswered: float | None = None
+    """Since when (Unix time) a server that is connected leaves a question unanswered; None while it answers."""
     retry_in: float | None = None
     """Seconds to the next attempt to get it back; 0 while one is under way, None where there will be none."""
+    _total: tuple[tuple[EdgeInfo, ...], int, IoRate] | None = field(default=None, repr=False, compare=False)
 
     def total_rate(self) -> IoRate:
         """What the bottom nodes of the graph read and write a second, all together."""
-        # QEMU itself only counts what guests do, at the nodes their devices stand on.
-        counted = [name for name in self.graph.leaves() if name in self.graph.counters] or self.graph.counters
-        rates = [self.io.rate(name) for name in counted]
-        return IoRate(
-            sum(rate.rd_bytes for rate in rates),
-            sum(rate.wr_bytes for rate in rates),
-            sum(rate.rd_ops for rate in rates),
-            sum(rate.wr_ops for rate in rates),
-        )
+        known, edges, version = self._total, self.graph.edges, self.io.version
+        if known is None or known[0] is not edges or known[1] != version:
+            # QEMU itself only counts what guests do, at the nodes their devices stand on, some of which may be leaves.
+            everywhere = len(self.graph.counters) >= len(self.graph.nodes)
+            counted = self.graph.leaves if everywhere else tuple(self.graph.counters)
+            rates = [rate for name in counted if (rate := self.io.rate(name)) is not STILL]
+            total = IoRate(
+                sum(rate.rd_bytes for rate in rates),
+                sum(rate.wr_bytes for rate in rates),
+                sum(rate.rd_ops for rate in rates),
+                sum(rate.wr_ops for rate in rates),
+            )
+            known = self._total = edges, version, total
+        return known[2]
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,10 @@ class Refresher:
         self._wake = asyncio.Event()
         self._source: GraphSource | None = None
         self._graph_due: float | None = 0.0
+        self._graph_stale = False
+        """Whether something has told of a change since the graph was asked for."""
+        self._graph_rest = 0.0
+        """When the graph may be asked for again."""
         self._jobs_due: float | None = 0.0
         self._devices_stale = True
         self._jobs_changed = False
@@ -201,6 +217,10 @@ class Refresher:
                 self._jobs_changed = True
         state.connected = connection.connected
         state.lost = None if connection.connected else connection.reason
+        if state.unanswered != connection.unanswered:
+            # At once: whatever asks for what is shown waits for its answer itself.
+            state.unanswered = connection.unanswered
+            self._on_change(Changes(status=True))
         self._wake.set()
 
     async def _come_back(self) -> None:
@@ -236,12 +256,14 @@ class Refresher:
         self._source = choose_source(state.commands, self._clock)
         if self._source is None:
             state.graph_error = "this server has no command that tells its block graph"
+            state.graph_known = True
             self._graph_due = None
 
     def kick(self) -> None:
         """Ask for everything again soon."""
         self._devices_stale = True
         self._graph_due = 0.0 if self._source is not None else None
+        self._graph_stale = True
         self._jobs_due = 0.0
         self._wake.set()
 
@@ -259,7 +281,11 @@ class Refresher:
                 self._jobs_due = 0.0
             if source is not None and source.is_stale_after(event):
                 source.touch()
-                self._graph_due = 0.0
+                self._graph_stale = True
+                # At once, but for a large graph that was asked for a moment ago.
+                self._graph_due = (
+                    self._graph_rest if self._graph_due is None else min(self._graph_due, self._graph_rest)
+                )
             if event.get("event") in _TRAYS:
                 self._devices_stale = True
         self._wake.set()
@@ -282,7 +308,7 @@ class Refresher:
             self._on_change(changes)
         if not state.graph.nodes and not state.graph_error and self._source is not None and self._source.announced:
             # Without nodes there is nothing that could move unannounced.
-            if self._graph_due:
+            if not self._graph_stale:
                 self._graph_due = None
         due = [moment for moment in (self._graph_due, self._jobs_due) if moment is not None]
         return max(0.0, min(due) - self._clock()) if due else None
@@ -329,7 +355,7 @@ class Refresher:
     async def _ask_graph(self) -> tuple[GraphDiff, frozenset[str]]:
         state, source = self.state, self._source
         started = self._clock()
-        self._graph_due = None
+        self._graph_due, self._graph_stale = None, False
         if source is None:
             return GraphDiff(), frozenset()
         try:
@@ -341,17 +367,23 @@ class Refresher:
             if self._graph_due is None:
                 self._graph_due = started + QUIET
             return GraphDiff(), frozenset()
-        if state.graph_error is not None:
-            state.graph_error = None
+        if not state.graph_known:
+            state.graph_known = self._status_changed = True
+        if state.graph_error != source.problem:
+            state.graph_error = source.problem
             self._status_changed = True
         now = self._clock()
+        self._graph_rest = now + DUTY * (now - started)
+        if self._graph_due is not None:
+            self._graph_due = max(self._graph_due, self._graph_rest)
+        await asyncio.sleep(0)  # keys come first; with thousands of nodes each of these steps takes a while
         changed = diff(state.graph, graph)
         if changed:
             state.graph = graph
         io_changed = state.io.update(graph.counters, now)
         if self._graph_due is None:
             moving = state.io.moving or state.jobs.moving
-            self._graph_due = now + max(GRAPH_MOVING if moving else QUIET, DUTY * (now - started))
+            self._graph_due = max(now + (GRAPH_MOVING if moving else QUIET), self._graph_rest)
         if self._jobs_due is None and "query-jobs" not in state.commands:
             self._jobs_due = self._graph_due  # such an old server has no event for a job that begins
         return changed, frozenset(io_changed)
@@ -363,6 +395,7 @@ def _device_state(item: Mapping[str, Any]) -> DeviceState:
         removable=bool(item.get("removable", False)),
         tray_open=item.get("tray_open"),
         inserted=str(medium.get("node-name") or medium.get("file") or "") if medium else None,
+        qdev=str(item["qdev"]) if item.get("qdev") else None,
     )
 
 

@@ -18,6 +18,8 @@ class GraphSource(Protocol):
 
     announced: bool
     """True where every change of the graph is announced by an event."""
+    problem: str | None
+    """Why the last snapshot is not wholly up to date; None where it is."""
 
     async def fetch(self, backend: Backend) -> GraphModel:
         """A new snapshot. Raises `CommandError` where the server refuses."""
@@ -30,16 +32,35 @@ class GraphSource(Protocol):
 
 
 class QueryGraphSource:
-    """Our own engine's ``x-blockmon-query-graph``: everything in one answer, and an event for each change."""
+    """
+    Our own engine's ``x-blockmon-query-graph``: everything in one answer, and an event for each change. Between two
+    changes ``x-blockmon-query-io``, where the engine has it, tells only of the nodes that have moved.
+    """
 
     announced = True
+    problem: str | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, commands: Collection[str] = ()) -> None:
         self._last: GraphModel | None = None
+        self._mark: int | None = None
+        """Where to go on from with asking for what has moved; None where all is to be asked for."""
+        self._brief = "x-blockmon-query-io" in commands
 
     async def fetch(self, backend: Backend) -> GraphModel:
         """A new snapshot. It shares what did not change with the one before, which makes both cheap to compare."""
-        self._last = from_query_graph(await backend.execute("x-blockmon-query-graph"), self._last)
+        last, mark = self._last, self._mark
+        if last is not None and mark is not None:
+            self._mark = None  # should it be refused
+            moved = await backend.execute("x-blockmon-query-io", {"since": mark})
+            if moved["generation"] == last.generation:
+                self._mark = int(moved["mark"])
+                if moved["nodes"]:
+                    self._last = last = last.with_nodes(moved["nodes"])
+                return last
+        answer = await backend.execute("x-blockmon-query-graph")
+        await asyncio.sleep(0)  # a key may have come meanwhile, and a large answer takes its time
+        self._mark = answer.get("mark") if self._brief else None
+        self._last = from_query_graph(answer, last)
         return self._last
 
     def is_stale_after(self, event: Mapping[str, Any]) -> bool:
@@ -47,7 +68,7 @@ class QueryGraphSource:
         return event.get("event") == "X_BLOCKMON_GRAPH_CHANGE"
 
     def touch(self) -> None:
-        """Nothing is kept here."""
+        """The generation tells of changes."""
 
 
 OFTEN, SELDOM = 2.0, 10.0
@@ -79,11 +100,13 @@ class StandardGraphSource:
         self._clock = clock
         self._graph = GraphModel()
         self._models: dict[str, str] = {}
+        self.problem: str | None = None
         self._flat = True
         self._stale = True
         self._asked = 0.0
         self._took = 0.0
         self._interval = OFTEN
+        self._refused = ""
 
     def is_stale_after(self, event: Mapping[str, Any]) -> bool:
         """True for the events that jobs, exports and devices send when they come and go."""
@@ -100,7 +123,7 @@ class StandardGraphSource:
         if not (self._stale or age >= self._interval) or (self._asked and age < DUTY * self._took):
             if self._graph.counters:
                 stats = await self._ask(backend, "query-blockstats") or []
-                self._graph = replace(self._graph, counters=counters(stats))
+                self._graph = self._graph.with_counters(counters(stats))
             return self._graph
         self._stale = False
         started = self._clock()
@@ -130,7 +153,8 @@ class StandardGraphSource:
             _nothing() if with_graph else self._ask(backend, "query-blockstats", {"query-nodes": True}),
         )
         if nodes is None and debug is None:
-            raise CommandError("GenericError", "the server does not tell its block nodes")
+            raise CommandError("GenericError", self._refused or "the server does not tell its block nodes")
+        self.problem = None if nodes is not None else f"old node details: {self._refused}"
         await self._learn_models(backend, devices or ())
         answers = Answers(
             nodes, debug, devices or (), exports or (), block_jobs or (), stats or (), node_stats or (), self._models
@@ -147,14 +171,18 @@ class StandardGraphSource:
 
     async def _ask_nodes(self, backend: Backend) -> Any:
         """The nodes without the images behind each; versions before 5.0 cannot leave these out."""
-        if self._flat:
-            try:
-                return await backend.execute("query-named-block-nodes", {"flat": True})
-            except CommandError as error:
-                if "flat" not in error.desc:
-                    return None
-                self._flat = False
-        return await self._ask(backend, "query-named-block-nodes")
+        try:
+            if self._flat:
+                try:
+                    return await backend.execute("query-named-block-nodes", {"flat": True})
+                except CommandError as error:
+                    if "flat" not in error.desc:
+                        raise
+                    self._flat = False
+            return await backend.execute("query-named-block-nodes")
+        except CommandError as error:
+            self._refused = error.desc
+            return None
 
     async def _learn_models(self, backend: Backend, devices: Collection[Mapping[str, Any]]) -> None:
         """What the guest devices are; asked for once each. A virtio device's own name is its parent's."""
@@ -176,7 +204,7 @@ async def _nothing() -> None:
 def choose_source(commands: Collection[str], clock: Callable[[], float] = time.monotonic) -> GraphSource | None:
     """The best source that a server with these commands can serve, or None."""
     if "x-blockmon-query-graph" in commands:
-        return QueryGraphSource()
+        return QueryGraphSource(commands)
     if "query-named-block-nodes" in commands:
         return StandardGraphSource(commands, clock)
     return None

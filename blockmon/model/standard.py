@@ -69,21 +69,28 @@ def build_graph(answers: Answers, known: Mapping[str, NodeInfo] | None = None, g
             name = str(entry.get("name", ""))
             if entry.get("type") == "block-driver" and name and name not in nodes:
                 nodes[name] = known.get(name, NodeInfo(name, auto_name=name.startswith("#")))
+    for device in answers.devices:
+        # Versions before 4.2 tell of bitmaps here only.
+        name = str((device.get("inserted") or {}).get("node-name"))
+        if device.get("dirty-bitmaps") and name in nodes and not nodes[name].bitmaps:
+            nodes[name] = replace(nodes[name], bitmaps=_named_bitmaps(device))
     holders = _Holders(answers, nodes)
     edges = _debug_edges(answers.debug, nodes, holders) if answers.debug is not None else _derived(answers, nodes)
     if answers.debug is None:
         edges += _above_job_filters(holders.device_edges(), edges, nodes) + holders.export_edges()
+    edges = _with_data_elsewhere(edges, answers.nodes or ())
     used = {edge.child for edge in edges}
     for name, node in nodes.items():
         if name not in used and not node.monitor_owned:
             nodes[name] = replace(node, monitor_owned=True)
-    return GraphModel(generation, nodes, holders.parents, tuple(edges), counters(answers.stats))
+    known_permissions = answers.debug is not None
+    return GraphModel(generation, nodes, holders.parents, tuple(edges), counters(answers.stats), known_permissions)
 
 
 def node_info(item: Item) -> NodeInfo:
     """A node of query-named-block-nodes."""
     image = item.get("image") or {}
-    specific = (image.get("format-specific") or {}).get("data") or {}
+    specific = _specific(item)
     name, driver = str(item.get("node-name", "")), str(item.get("drv", ""))
     is_filter = driver in FILTERS
     return NodeInfo(
@@ -102,8 +109,12 @@ def node_info(item: Item) -> NodeInfo:
         backing_format=image.get("backing-filename-format"),
         cluster_size=image.get("cluster-size"),
         error="the image is marked corrupt" if specific.get("corrupt") else None,
-        bitmaps=sum(bool(bitmap.get("name")) for bitmap in item.get("dirty-bitmaps", ())),
+        bitmaps=_named_bitmaps(item),
     )
+
+
+def _named_bitmaps(item: Item) -> int:
+    return sum(bool(bitmap.get("name")) for bitmap in item.get("dirty-bitmaps", ()))
 
 
 def counters(stats: Iterable[Item]) -> dict[str, IoCounters]:
@@ -149,13 +160,43 @@ def _old_status(job: Item) -> str:
 
 def roles_of(node: NodeInfo, name: str) -> tuple[str, ...]:
     """What a child called *name* is for *node*, as in QEMU's block drivers."""
+    if (node.driver, name) == ("blkverify", "raw"):
+        return ("filtered", "primary")
+    if (node.driver, name) == ("blklogwrites", "log"):
+        return ("metadata",)
     if node.driver in FILTERS or (node.driver == "raw" and not _shows_a_part(node.filename)):
         return ("filtered", "primary") if name in ("file", "backing", "image") else ("data",)
     if name == "backing":
         return ("cow",)
     if name == "file":
-        return ("data", "primary") if node.driver == "raw" else ("data", "metadata", "primary")
+        return ("data", "primary") if node.driver in ("raw", "snapshot-access") else ("data", "metadata", "primary")
     return ("data",)
+
+
+def _with_data_elsewhere(edges: Sequence[EdgeInfo], items: Iterable[Item]) -> list[EdgeInfo]:
+    """The links with the roles that they have where a format keeps the data in other files than its own."""
+    elsewhere = {edge.parent for edge in edges if edge.name == "data-file" or edge.name.startswith("extents.")}
+    if not elsewhere:
+        return list(edges)
+    types = {
+        str(item.get("node-name")): str(_specific(item).get("create-type", ""))
+        for item in items
+        if item.get("node-name") in elsewhere
+    }
+    found: list[EdgeInfo] = []
+    for edge in edges:
+        if edge.parent in elsewhere and edge.name == "file":
+            edge = replace(edge, roles=("metadata", "primary"))
+        elif edge.parent in elsewhere and edge.name.startswith("extents.") and "Sparse" in types.get(edge.parent, ""):
+            edge = replace(edge, roles=("data", "metadata"))
+        found.append(edge)
+    return found
+
+
+def _specific(item: Item) -> Item:
+    """What a node's image says that only its format has."""
+    found: Item = ((item.get("image") or {}).get("format-specific") or {}).get("data") or {}
+    return found
 
 
 def _shows_a_part(filename: str) -> bool:
@@ -226,7 +267,7 @@ class _Holders:
     def export_edges(self) -> list[EdgeInfo]:
         """From query-block-exports: each export to its node."""
         return [
-            _edge(parent, "root", node, {"consistent-read"})
+            _edge(parent, "root", node, ())  # whether it can be written through is not told
             for node, parents in self._exports.items()
             if node in self._nodes
             for parent in parents

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from blockmon.model.graph import EdgeInfo, GraphModel, NodeInfo, ParentInfo
+from blockmon.model.graph import EdgeInfo, GraphDiff, GraphModel, NodeInfo, ParentInfo
 
 _ROOT_KINDS = ("device", "export")
 
@@ -20,7 +20,7 @@ PARENT, NODE, REFERENCE, BROKEN, GONE = "parent", "node", "reference", "broken",
 RowKey = tuple[str, str, str | None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would take three times as long to make: there are thousands
 class TreeRow:
     """
     One row. *kind* is PARENT (a root that is no node), NODE, REFERENCE (shown in full elsewhere), BROKEN, or GONE for
@@ -67,7 +67,8 @@ def row_text(row: TreeRow) -> str:
 
 def children_in_order(model: GraphModel, key: str) -> list[EdgeInfo]:
     """The edges down from *key* with the chain's continuation (``backing``) last, so that a chain reads downwards."""
-    return sorted(model.children(key), key=lambda edge: edge.name == "backing")
+    edges = model.children(key)
+    return list(edges) if len(edges) < 2 else sorted(edges, key=lambda edge: edge.name == "backing")
 
 
 def root_edges(model: GraphModel) -> list[ParentInfo | str]:
@@ -221,13 +222,27 @@ def flatten(
     while stack:
         visit(*stack.pop())
     # A graph has no cycles; a server that claims one still gets all its nodes listed.
-    reached = _reachable(model, remaining)
+    reached = _reachable(model, remaining) if len(shown) < len(model.nodes) else shown
     for name in model.nodes:
         if name not in reached and name not in shown and admitted(name):
             stack.append((name, 0, (), True))
             while stack:
                 visit(*stack.pop())
     return rows
+
+
+def renewed(rows: Sequence[TreeRow], model: GraphModel, changed: GraphDiff) -> list[TreeRow]:
+    """The rows with what has *changed* as it is in *model*: for changes after which the tree has the same rows."""
+    nodes = {name: model.nodes[name] for name in changed.nodes_changed}
+    links = {edge.key: edge for edge in changed.edges_changed}
+    found: list[TreeRow] = []
+    for row in rows:
+        node, edge = row.node, row.edge
+        if row.kind != GONE:
+            node = nodes.get(node.name, node) if node is not None else None
+            edge = links.get(edge.key, edge) if links and edge is not None else edge
+        found.append(row if node is row.node and edge is row.edge else replace(row, node=node, edge=edge))
+    return found
 
 
 def nearest(before: Sequence[TreeRow], place: int, after: Sequence[TreeRow]) -> int:

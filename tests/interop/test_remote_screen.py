@@ -1,6 +1,7 @@
 """The whole program in a terminal, connected to the real ones: a PC with a mirror running, a storage daemon."""
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,11 @@ def test_a_daemon_that_is_only_looked_at(
     shown = terminal.wait_for("e0  nbd")
     assert "read-only)" in shown
     assert "root → top  qcow2" in shown
+    # What could be done is shown all the same, with what comes of it.
+    terminal.send("F2", "a")
+    terminal.wait_for("e0 (read-only: not sent)")
+    terminal.send("Escape")
+    terminal.wait_gone("not sent)")
     terminal.send("F5")
     terminal.type("blockdev-del node-name=target ")
     terminal.send("Enter")
@@ -115,6 +121,32 @@ def test_a_daemon_that_goes_and_comes_back(daemon: Server, blockmon: Callable[..
     terminal.send("F4")
     shown = terminal.wait_for("CONNECTION_RESTORED")
     assert "CONNECTION_LOST" in shown
+    terminal.send("C-q")
+    assert terminal.exit_status() == 0
+
+
+def test_a_daemon_that_hangs(daemon: Server, blockmon: Callable[..., Tmux]) -> None:
+    terminal = blockmon("connect", daemon.address)
+    terminal.wait_for("e0  nbd")
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        terminal.wait_for(re.compile(r"no answer since \d\d:\d\d:\d\d"), timeout=25)
+        # The screen itself does not hang.
+        terminal.send("F4")
+        terminal.wait_for("No events yet")
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+    terminal.wait_gone("no answer since")
+    terminal.send("C-q")
+    assert terminal.exit_status() == 0
+
+
+def test_an_export_that_is_withdrawn(daemon: Server, blockmon: Callable[..., Tmux]) -> None:
+    terminal = blockmon("connect", daemon.address)
+    terminal.wait_for("e0  nbd")
+    daemon.ask("block-export-del", {"id": "e0"})
+    terminal.wait_for(re.compile(r"e0  nbd  gone"))
+    terminal.wait_gone("e0  nbd")
     terminal.send("C-q")
     assert terminal.exit_status() == 0
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,29 @@ async def test_a_server_that_says_nothing_any_more_counts_as_lost(
     assert backend.connection.state.reason == "the server does not answer"
 
 
+async def test_a_server_that_hangs_is_told_of_while_it_does(
+    server: WireServer, backend: RemoteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PATIENCE", 0.05)
+    states = States(backend)
+    server.held |= {"query-block", "query-jobs"}
+    before = time.time()
+    asked = [asyncio.create_task(backend.execute(name)) for name in ("query-block", "query-jobs")]
+    await asyncio.wait_for(states.until(True), LIMIT)
+    since = states.seen[-1].unanswered
+    assert since is not None
+    assert before - 0.1 < since < time.time()
+    server.held.clear()
+    server.release()
+    await asyncio.wait_for(asyncio.gather(*asked), LIMIT)
+    assert [state.unanswered for state in states.seen] == [since, None]
+    # One that answers in time is not talked of, however many questions there are.
+    for _ in range(50):
+        await backend.execute("query-version")
+        await asyncio.sleep(0.002)
+    assert len(states.seen) == 2
+
+
 async def test_a_query_waits_for_a_command_that_takes_its_time(
     server: WireServer, backend: RemoteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +257,28 @@ async def test_who_commands_is_told_of_it(backend: RemoteBackend) -> None:
     assert commands == ["blockdev-add"]
 
 
+async def test_a_loss_between_two_questions_is_a_loss(server: WireServer, tmp_path: Path) -> None:
+    assert server.greeting is not None
+    server.greeting = server.greeting.replace(b'"major": 8', b'"major": 7')
+    server.answers["query-block-jobs"] = lambda arguments: []
+    backend = RemoteBackend(server.address)
+    await backend.start()
+    ask = backend.execute
+
+    async def execute(command: str, arguments: Any = None) -> Any:
+        # The answer to the first question comes with the end of the connection behind it.
+        answer = await ask(command, arguments)
+        if command == "query-block-jobs":
+            await server.stop()
+            await asyncio.wait_for(asyncio.gather(*backend._tasks), LIMIT)
+        return answer
+
+    backend.execute = execute  # type: ignore[method-assign]
+    with pytest.raises(ConnectionLost, match="not connected: the server has closed the connection"):
+        await backend.execute("query-named-block-nodes")
+    await backend.close()
+
+
 async def test_closing_ends_it_for_good(server: WireServer) -> None:
     backend = RemoteBackend(server.address)
     await backend.start()
@@ -252,10 +298,43 @@ async def test_an_old_qemu_is_not_asked_what_would_crash_it(server: WireServer, 
     server.answers["query-block-jobs"] = lambda arguments: [job]
     backend = RemoteBackend(server.address)
     await backend.start()
-    with pytest.raises(CommandError, match="stream job 's' is dismissed"):
+    with pytest.raises(CommandError, match="stream job 's' has to be dismissed first"):
         await backend.execute("query-named-block-nodes", {"flat": True})
-    assert "query-named-block-nodes" not in server.commands
+    for line in ("info block -n", "info  block -v -n", "info block -nv vda"):
+        with pytest.raises(CommandError, match="stream job 's' has to be dismissed first"):
+            await backend.execute("human-monitor-command", {"command-line": line})
+    assert not {"query-named-block-nodes", "human-monitor-command"} & set(server.commands)
+    await backend.execute("human-monitor-command", {"command-line": "info block -v no-n"})
     job["type"] = "backup"
     await backend.execute("query-named-block-nodes", {"flat": True})
     assert "query-named-block-nodes" in server.commands
     await backend.close()
+
+
+async def test_a_server_that_drops_every_connection_is_asked_ever_more_seldom(
+    server: WireServer, backend: RemoteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "FIRST_RETRY", 0.01)
+    monkeypatch.setattr(remote, "LAST_RETRY", 5.0)
+    loop = asyncio.get_running_loop()
+    waits: list[float] = []
+
+    def take(state: ConnectionState) -> None:
+        if state.connected:
+            server.hang_up()
+        elif state.retry_at is not None:
+            waits.append(round(state.retry_at - loop.time(), 2))
+
+    backend.connection.watch(take)
+    server.hang_up()
+    await until(lambda: len(waits) >= 4)
+    assert waits[:4] == [0.01, 0.02, 0.04, 0.08]
+
+
+async def test_a_message_that_breaks_off_is_a_loss_in_plain_words(server: WireServer, backend: RemoteBackend) -> None:
+    states = States(backend)
+    server.send(raw=b'{"return": [1, 2')
+    await asyncio.sleep(0)
+    server.hang_up()
+    lost = await states.until(False)
+    assert lost.reason == "the server broke off, or sent what is no QMP message"

@@ -32,6 +32,7 @@ class WireServer:
         self.connections = 0
         self.held: set[str] = set()
         """Commands that are not answered."""
+        self._kept: list[tuple[dict[str, Any], asyncio.StreamWriter]] = []
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
 
@@ -43,9 +44,19 @@ class WireServer:
         if self._server is not None:
             self._server.close()
             self.path.unlink(missing_ok=True)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Break all connections."""
         for writer in self._writers:
             writer.close()
         self._writers.clear()
+
+    def release(self) -> None:
+        """Answer what was held."""
+        kept, self._kept = self._kept, []
+        for message, writer in kept:
+            self._take(message, writer)
 
     def send(self, *messages: dict[str, Any], raw: bytes = b"") -> None:
         for writer in self._writers:
@@ -74,6 +85,7 @@ class WireServer:
         command = message["execute"]
         self.commands.append(command)
         if command in self.held:
+            self._kept.append((message, writer))
             return
         try:
             answer = self.answers.get(command, lambda arguments: {})(message.get("arguments", {}))

@@ -98,7 +98,10 @@ def test_long_text_keeps_both_ends() -> None:
 def test_basename() -> None:
     assert basename("/img/base.raw") == "base.raw"
     assert basename("nbd://host/export") == "export"
-    assert basename('json:{"file": "a/b"}') == 'json:{"file": "a/b"}'
+    # Of a json: name the file in it, if there is one.
+    assert basename('json:{"driver": "qcow2", "file": {"driver": "file", "filename": "/a/b.img"}}') == "b.img"
+    assert basename('json:{"driver": "quorum", "children": ["a", "b"]}') == ""
+    assert basename("json:{no") == "json:{no"
 
 
 def test_sparkline_tells_nothing_from_little() -> None:

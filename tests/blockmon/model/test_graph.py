@@ -95,8 +95,32 @@ def test_the_active_layer_is_the_top_of_the_chain() -> None:
 
 
 def test_leaves_are_where_the_bytes_come_from() -> None:
-    leaves = set(from_query_graph(busy_graph()).leaves())
+    leaves = set(from_query_graph(busy_graph()).leaves)
     assert "base-file" in leaves
     assert "scratch" in leaves
     assert "base" not in leaves
-    assert set(GraphModel().leaves()) == set()
+    assert set(GraphModel().leaves) == set()
+
+
+def test_what_moves_leaves_the_links_and_what_follows_from_them_as_they_are() -> None:
+    reply = busy_graph()
+    graph = from_query_graph(reply)
+    assert graph.unused == ("#block317", "scratch")
+    assert graph.broken == 1
+    moved = graph.with_nodes([{**reply["nodes"][0], "allocated": 1, "rd-bytes": 512}])
+    assert moved.unused is graph.unused
+    assert moved.children("overlay2") is graph.children("overlay2")
+    assert (moved.nodes["overlay2"].allocated, moved.counters["overlay2"].rd_bytes) == (1, 512)
+    assert graph.nodes["overlay2"].allocated != 1
+
+
+def test_links_are_indexed_alike_however_they_came_about() -> None:
+    reply = busy_graph()
+    before = from_query_graph(reply)
+    other = busy_graph()
+    other["edges"] = [item for item in other["edges"] if item["parent"] != "clone"][1:]
+    other["edges"].insert(3, {**other["edges"][0], "parent": "scratch", "child": "base"})
+    after, anew = from_query_graph(other, before), from_query_graph(other)
+    for name in (*anew.nodes, *anew.parents, "stream0"):
+        assert after.children(name) == anew.children(name)
+        assert after.parents_of(name) == anew.parents_of(name)

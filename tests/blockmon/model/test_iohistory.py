@@ -55,3 +55,22 @@ def test_counters_that_fall_start_afresh() -> None:
     assert history.rate("n").bytes == 0
     history.update({}, 2.0)
     assert history.bins("n", 2) == [0, 0]
+
+
+def test_requests_without_bytes_come_to_rest_too() -> None:
+    history = IoHistory()
+    history.update({"n": IoCounters()}, 0.0)
+    counters = IoCounters(wr_ops=8)
+    history.update({"n": counters}, 1.0)
+    assert history.rate("n").wr_ops == 8
+    assert history.update({"n": counters}, 2.0) == {"n"}
+    assert history.rate("n").wr_ops == 0
+
+
+def test_what_moves_again_after_a_rest_is_seen() -> None:
+    history = IoHistory()
+    still = IoCounters()
+    for second in range(40):
+        history.update({"n": still}, float(second))
+    assert history.update({"n": IoCounters(rd_bytes=50)}, 40.0) == {"n"}
+    assert history.rate("n").rd_bytes == 50

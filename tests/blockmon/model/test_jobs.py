@@ -223,3 +223,32 @@ def test_unused_ids() -> None:
     assert model.unused_id("stream") == "stream0"
     feed(model, 0.0, block_job("stream0", "stream", "running", 0, 1))
     assert model.unused_id("stream") == "stream1"
+
+
+@pytest.mark.parametrize("period", [2, 8])
+def test_a_throttled_job_that_goes_on_in_large_steps_has_a_steady_rate(period: int) -> None:
+    model = JobsModel()
+    # 64 KiB/s in steps some seconds apart, looked at five times a second from a moment before one; then it is stuck.
+    rates: list[float | None] = []
+    for tick in range(1000):
+        now = period - 0.1 + tick / 5
+        done = min(int(now // period), 15) * 65536 * period + (1 << 20)
+        model.update([{"id": "s", "status": "running", "current-progress": done, "total-progress": 1 << 30}], [], now)
+        rates.append(only(model).rate)
+    steady = rates[5 * (period + 2) : 5 * 14 * period]
+    assert {rate and round(rate, -4) for rate in steady} == {70000.0}
+    assert rates[-1] == 0.0
+
+
+def test_a_job_that_could_not_be_started_has_not_completed() -> None:
+    model = JobsModel()
+    for status in ("created", "null"):
+        model.on_event({"event": "JOB_STATUS_CHANGE", "data": {"id": "m0", "status": status}})
+    assert (only(model).word, only(model).error) == ("failed", "it did not begin")
+    # One that was listed at its beginning, and of whose course only events tell, has.
+    model.put_away_all()
+    model.on_event({"event": "JOB_STATUS_CHANGE", "data": {"id": "m1", "status": "created"}})
+    model.update([{"id": "m1", "status": "created"}], [], 1.0)
+    for status in ("running", "waiting", "pending", "concluded", "null"):
+        model.on_event({"event": "JOB_STATUS_CHANGE", "data": {"id": "m1", "status": status}})
+    assert only(model).word == "completed"

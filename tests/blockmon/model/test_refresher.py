@@ -8,6 +8,7 @@ import pytest
 
 from blockmon.backend import CommandError
 from blockmon.backend.connection import Connection, ConnectionLost, ConnectionState
+from blockmon.model.graph import EdgeInfo, GraphModel, IoCounters, NodeInfo
 from blockmon.model.refresher import Changes, Refresher, ScreenState
 from tests.blockmon.tui.fake import MIB, FakeBackend, block_job, busy_graph, event
 
@@ -77,6 +78,47 @@ async def test_a_paused_job_is_not_followed_fast() -> None:
     screen = await started(FakeBackend(busy_graph(), [block_job("j", "stream", "paused", 0, 100)]))
     await screen.step(0.5)
     assert screen.backend.executed == []
+
+
+async def test_a_large_graph_that_changes_all_the_time_is_not_asked_for_all_the_time() -> None:
+    backend = FakeBackend(busy_graph())
+    ask = backend.execute
+
+    async def slowly(command: str, arguments: object = None) -> object:
+        if command == "x-blockmon-query-graph":
+            backend.now += 0.3
+        return await ask(command)
+
+    screen = await started(backend)
+    await screen.step(5)
+    backend.execute = slowly  # type: ignore[method-assign, assignment]
+    for _ in range(3):
+        backend.change_graph()
+        # Four times as long as it took, for everything else; then the change is asked for.
+        wait = await screen.step()
+        assert backend.executed == ["x-blockmon-query-graph"]
+        backend.change_graph()
+        assert wait == pytest.approx(1.2)
+        assert await screen.step(0.5) == pytest.approx(0.7)
+        assert backend.executed == []
+        backend.now += 0.7
+
+
+async def test_a_change_while_an_empty_graph_is_asked_for_is_not_lost() -> None:
+    backend = FakeBackend()
+    ask = backend.execute
+
+    async def changed(command: str, arguments: object = None) -> object:
+        answer = await ask(command)
+        if command == "x-blockmon-query-graph" and not backend.graph["nodes"]:
+            backend.graph = busy_graph()
+            backend.change_graph()
+        return answer
+
+    backend.execute = changed  # type: ignore[method-assign, assignment]
+    screen = await started(backend)
+    await screen.step()
+    assert "overlay2" in screen.state.graph.nodes
 
 
 async def test_an_event_brings_the_questions_it_raises() -> None:
@@ -272,3 +314,19 @@ async def test_a_server_that_knows_only_block_jobs() -> None:
     await screen.step(5.0)
     await screen.step(5.0)
     assert [job.id for job in screen.state.jobs.listed() if not job.gone] == ["k"]
+
+
+def test_the_total_is_that_of_all_devices_where_only_devices_are_counted() -> None:
+    nodes = {name: NodeInfo(name) for name in ("disk", "disk-file", "scratch")}
+    edges = (EdgeInfo("disk", "node", "file", "disk-file"),)
+
+    def graph(read: int) -> GraphModel:
+        # scratch is a leaf, and a device stands on it.
+        return GraphModel(1, nodes, {}, edges, {name: IoCounters(rd_bytes=read) for name in ("disk", "scratch")})
+
+    state = ScreenState(graph=graph(1000))
+    for second in range(6):
+        state.graph = graph(1000 * second)
+        state.io.update(state.graph.counters, float(second))
+    assert state.io.rate("disk").rd_bytes == state.io.rate("scratch").rd_bytes > 0
+    assert state.total_rate().rd_bytes == 2 * state.io.rate("disk").rd_bytes

@@ -1,5 +1,6 @@
 """How often QEMU's own queries are asked, and what is done where one of them is refused."""
 
+import copy
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 
 from blockmon.backend import CommandError
+from blockmon.model.graph import diff
 from blockmon.model.source import DUTY, OFTEN, SELDOM, QueryGraphSource, StandardGraphSource, choose_source
+from tests.blockmon.tui.fake import busy_graph
 
 COMMANDS = (
     *("query-named-block-nodes", "x-debug-query-block-graph", "query-block", "query-block-exports"),
@@ -162,12 +165,17 @@ async def test_what_is_refused_for_a_while_is_still_shown(server: Server, source
     server.refuse_nodes = True
     source.touch()
     assert (await source.fetch(server)).nodes["disk"].filename == "/d"  # type: ignore[arg-type]
+    assert source.problem == "old node details: not now"
+    server.refuse_nodes = False
+    source.touch()
+    await source.fetch(server)  # type: ignore[arg-type]
+    assert source.problem is None
 
 
 async def test_a_server_that_tells_no_nodes_at_all(server: Server) -> None:
     server.refuse_nodes = True
     source = StandardGraphSource(["query-named-block-nodes"], server.clock)
-    with pytest.raises(CommandError, match="does not tell its block nodes"):
+    with pytest.raises(CommandError, match="not now"):
         await source.fetch(server)  # type: ignore[arg-type]
 
 
@@ -179,3 +187,51 @@ async def test_device_models_are_asked_for_once(server: Server, source: Standard
     source.touch()
     await source.fetch(server)  # type: ignore[arg-type]
     assert "qom-get" not in server.questions()
+
+
+class Engine:
+    """Our own engine's two queries, on a graph of which only one node moves."""
+
+    def __init__(self) -> None:
+        self.graph = busy_graph()
+        self.graph["mark"] = 5
+        self.asked: list[str] = []
+        self.moved: list[dict[str, Any]] = []
+
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        self.asked.append(command)
+        if command == "x-blockmon-query-graph":
+            return copy.deepcopy(self.graph)
+        assert arguments is not None
+        moved, self.moved = self.moved, []
+        return {"generation": self.graph["generation"], "mark": arguments["since"] + 1, "nodes": moved}
+
+
+async def test_between_two_changes_only_what_moved_is_asked_for() -> None:
+    engine = Engine()
+    source = QueryGraphSource(["x-blockmon-query-graph", "x-blockmon-query-io"])
+    first = await source.fetch(engine)  # type: ignore[arg-type]
+    assert await source.fetch(engine) is first  # type: ignore[arg-type]
+    engine.moved = [{**engine.graph["nodes"][0], "wr-bytes": 4096, "allocated": 77}]
+    second = await source.fetch(engine)  # type: ignore[arg-type]
+    assert engine.asked == ["x-blockmon-query-graph", "x-blockmon-query-io", "x-blockmon-query-io"]
+    changed = diff(first, second)
+    assert changed.nodes_changed == changed.io_nodes == ("overlay2",)
+    assert not changed.shape
+    assert second.nodes["overlay2"].allocated == 77
+    assert second.edges is first.edges
+    # Another generation is asked for as a whole, and shares the rest.
+    engine.graph["generation"] += 1
+    engine.graph["nodes"].pop()
+    third = await source.fetch(engine)  # type: ignore[arg-type]
+    assert engine.asked[-2:] == ["x-blockmon-query-io", "x-blockmon-query-graph"]
+    assert "scratch" not in third.nodes
+    assert third.nodes["base"] is first.nodes["base"]
+
+
+async def test_an_older_engine_is_asked_for_the_graph_each_time() -> None:
+    engine = Engine()
+    source = QueryGraphSource(["x-blockmon-query-graph"])
+    for _ in range(2):
+        await source.fetch(engine)  # type: ignore[arg-type]
+    assert engine.asked == ["x-blockmon-query-graph"] * 2

@@ -165,4 +165,5 @@ def test_roles_as_in_qemus_drivers() -> None:
     assert roles_of(part, "file") == ("data", "primary")
     assert roles_of(NodeInfo("c", "copy-on-read"), "file") == ("filtered", "primary")
     assert roles_of(NodeInfo("q", "quorum"), "children.0") == ("data",)
+    assert roles_of(NodeInfo("s", "snapshot-access"), "file") == ("data", "primary")
     assert roles_of(NodeInfo("q", "qcow2"), "data-file") == ("data",)

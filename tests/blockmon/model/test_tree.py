@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from blockmon.model.graph import from_query_graph
-from blockmon.model.tree import BROKEN, NODE, PARENT, REFERENCE, TreeRow, flatten
+from blockmon.model.graph import diff, from_query_graph
+from blockmon.model.tree import BROKEN, NODE, PARENT, REFERENCE, TreeRow, flatten, renewed
 from tests.blockmon.tui.fake import busy_graph, edge, node
 
 
@@ -132,3 +132,15 @@ def test_rows_keep_their_keys_when_the_graph_changes() -> None:
     reply["nodes"].append(node("late", "null-co", "", 1))
     after = {row.key for row in tree(reply)}
     assert before < after
+
+
+def test_rows_are_renewed_without_being_laid_out_anew() -> None:
+    before, reply = from_query_graph(busy_graph()), busy_graph()
+    reply["nodes"][0]["allocated"] = 99
+    for item in reply["edges"]:
+        item["frozen"] = False
+    after = from_query_graph(reply, before)
+    for options in ({}, {"folded": {"overlay1"}}):
+        rows = flatten(before, **options)  # type: ignore[arg-type]
+        assert renewed(rows, after, diff(before, after)) == flatten(after, **options)  # type: ignore[arg-type]
+        assert flatten(after, **options) != rows  # type: ignore[arg-type]
