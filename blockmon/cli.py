@@ -43,6 +43,8 @@ OPTIONS = {
     "--monitor": Option("OPTS", "run a QMP (mode=control) or HMP (mode=readline) monitor on chardev=C"),
     "--qmp": Option("ADDR", "listen for QMP clients: unix:PATH, tcp:HOST:PORT or stdio; server=off connects"),
     "--hmp": Option("ADDR", "the same for HMP"),
+    "--add-fd": Option("OPTS", "have an inherited descriptor opened as /dev/fdset/N: fd=FD,set=N[,opaque=TEXT]"),
+    "--daemonize": Option("", "go into the background when everything is set up"),
     "--pidfile": Option("FILE", "write the process id to FILE when everything is set up"),
     "--connect": Option("ADDR", "talk to the QMP server at unix:PATH, tcp:HOST:PORT or ssh://[USER@]HOST/PATH"),
     "--rw": Option("", "open the images for writing (read-only and shared otherwise); let a remote engine be changed"),
@@ -92,26 +94,26 @@ MODES = {
     "": Mode(
         "blockmon [OPTIONS] [IMAGE...]",
         "the screen; the whole chain of each IMAGE is opened",
-        (*_STARTUP, "--pidfile", "--rw", "--read-only", *_SCREEN, "--write-config", *_ALWAYS),
+        (*_STARTUP, "--add-fd", "--pidfile", "--rw", "--read-only", *_SCREEN, "--write-config", *_ALWAYS),
         True,
     ),
     "repl": Mode(
         "blockmon repl [OPTIONS] [IMAGE...]",
         "the prompt alone",
-        (*_STARTUP, "--connect", "--pidfile", "--rw", "--read-only", "--record", "--theme", *_ALWAYS),
+        (*_STARTUP, "--connect", "--add-fd", "--pidfile", "--rw", "--read-only", "--record", "--theme", *_ALWAYS),
         True,
     ),
     "run": Mode(
         "blockmon run [OPTIONS] SCRIPT...",
         "replay command files (- is standard input)",
-        (*_STARTUP, "--connect", "--pidfile", "--read-only", *_RUN, *_SCREEN, *_ALWAYS),
+        (*_STARTUP, "--connect", "--add-fd", "--pidfile", "--read-only", *_RUN, *_SCREEN, *_ALWAYS),
         True,
         _RUN_ENDING,
     ),
     "serve": Mode(
         "blockmon serve [OPTIONS]",
         "an engine without a screen, until it is told to quit or gets SIGTERM",
-        (*_STARTUP, "--pidfile", "--record", *_ALWAYS),
+        (*_STARTUP, "--add-fd", "--daemonize", "--pidfile", "--record", *_ALWAYS),
         False,
     ),
     "connect": Mode(
@@ -130,7 +132,6 @@ MODES = {
 
 # Announced, but not here yet. They are known by name so that the answer is about them and not about a missing file.
 LATER_MODES = ("doctor", "map", "where", "diff")
-LATER_OPTIONS = ("--add-fd", "--daemonize")
 NOT_AVAILABLE = "not available in this version"
 
 
@@ -192,6 +193,8 @@ def _run(args: list[str]) -> int:
             return _say(found)
     if options.log is not None:
         _start_log(options.log, args)
+    else:
+        _name_warnings()
     return _start(mode, options, operands)
 
 
@@ -219,7 +222,7 @@ def parse(args: Sequence[str]) -> tuple[str, list[tuple[str, str]], list[str]]:
             name = {"-h": "--help", "-V": "--version"}.get(name, name)
             option = OPTIONS.get(name)
             if option is None:
-                raise UsageError(f"{name}: {NOT_AVAILABLE if name in LATER_OPTIONS else 'unknown option'}")
+                raise UsageError(f"{name}: unknown option{_did_you_mean(name)}")
             if option.value and not equals:
                 found = next(rest, None)
                 if found is None:
@@ -241,6 +244,13 @@ def parse(args: Sequence[str]) -> tuple[str, list[tuple[str, str]], list[str]]:
     return mode, given, operands
 
 
+def _did_you_mean(name: str) -> str:
+    import difflib
+
+    found = difflib.get_close_matches(name, OPTIONS, 1, 0.7)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
 def _collect(mode: str, given: list[tuple[str, str]], operands: list[str]) -> "CommonOptions":
     from blockmon.options import CommonOptions
 
@@ -249,6 +259,8 @@ def _collect(mode: str, given: list[tuple[str, str]], operands: list[str]) -> "C
     for name, value in given:
         if name in _STARTUP:
             options.startup.append((name, value))
+        elif name == "--add-fd":
+            options.add_fd.append(value)
         elif name == "--set":
             variable, equals, text = value.partition("=")
             if not equals or not variable.isidentifier():
@@ -263,6 +275,7 @@ def _collect(mode: str, given: list[tuple[str, str]], operands: list[str]) -> "C
     options.log = single.get("--log")
     options.pidfile = single.get("--pidfile")
     options.record = single.get("--record")
+    options.daemonize = "--daemonize" in single
     options.low_bandwidth = "--low-bandwidth" in single
     options.connect = operands[0] if mode == "connect" and operands else single.get("--connect")
     # Who comes to look must not change a machine by a slip. A script says what it does beforehand.
@@ -309,6 +322,8 @@ def _check(mode: str, options: "CommonOptions", operands: list[str]) -> None:
         _check_remote(options)
     if mode == "run":
         _check_run(options, operands)
+    if options.daemonize:
+        _check_daemon(options)
     stdio = [(name, text) for name, text in options.startup if _uses_stdio(name, text)]
     if stdio and (mode in ("", "repl") or (mode == "run" and "-" in operands)):
         name, text = stdio[0]
@@ -316,12 +331,18 @@ def _check(mode: str, options: "CommonOptions", operands: list[str]) -> None:
 
 
 def _check_remote(options: "CommonOptions") -> None:
-    for name, _ in options.startup:
+    for name, _ in [*options.startup, *(("--add-fd", text) for text in options.add_fd)]:
         raise UsageError(f"{name}: the engine at {options.connect} was set up by whoever started it")
     if options.images:
         raise UsageError(f"{options.images[0]}: images can't be opened by name on the engine at {options.connect}")
     if options.pidfile is not None:
         raise UsageError(f"--pidfile: the engine at {options.connect} is another process")
+
+
+def _check_daemon(options: "CommonOptions") -> None:
+    for name, text in options.startup:
+        if _uses_stdio(name, text):
+            raise UsageError(f"{name} {text}: cannot use stdio with --daemonize")
 
 
 def _check_run(options: "CommonOptions", operands: list[str]) -> None:
@@ -348,6 +369,18 @@ def _uses_stdio(name: str, text: str) -> bool:
         parts = text.split(",")
         return parts[0] == "stdio" or "backend=stdio" in parts
     return False
+
+
+def _name_warnings() -> None:
+    """Without a log the engine's warnings go to stderr; say there whose they are, as QEMU's programs do."""
+    import logging
+
+    class Named(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return f"blockmon: {record.levelname.lower()}: {super().format(record)}"
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Named())
 
 
 def _start_log(path: str, args: list[str]) -> None:
@@ -407,6 +440,10 @@ def help_text(mode: str) -> str:
     lines += _columns([(f"{name} {OPTIONS[name].value}".rstrip(), OPTIONS[name].help) for name in names])
     if not mode:
         lines += ["", "'blockmon COMMAND --help' tells the options of a command."]
+    if mode == "run":
+        from blockmon.replay.manual import manual
+
+        lines += ["", "Command files:", manual().rstrip()]
     if chosen.ending:
         lines += ["", chosen.ending.rstrip()]
     return "\n".join(lines) + "\n"

@@ -80,6 +80,12 @@ class CommonOptions:
     """("--object" | "--blockdev" | "--nbd-server" | "--export" | "--chardev" | "--monitor" | "--qmp" | "--hmp", text)
     in the order given, in which they take effect, as in qemu-storage-daemon."""
 
+    add_fd: list[str] = field(default_factory=list)
+    """Texts of --add-fd, which take effect before all of `startup`."""
+
+    daemonize: bool = False
+    """Go into the background once everything of `startup` stands (`blockmon serve`)."""
+
     prepare: Callable[[Backend], Awaitable[None]] | None = None
     """What fills a fresh back end with more than `startup` and `images` do (the demo's chain)."""
 

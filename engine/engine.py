@@ -105,6 +105,7 @@ class Engine:
         self.jobs = JobManager(self.graph, self.emit)
         self.started_ns = time.monotonic_ns()
         self.machine = Machine(self)
+        self.graph.fdsets.running = lambda: self.machine.execution.running
         self.exports = Exports(self)
         self.guests: dict[str, Guest] = {}
         """Simulated guests by the name of their device."""
@@ -269,6 +270,7 @@ class Engine:
         self._closed = True
         self.control.call(self.graph.close)
         self.control.call(self.objects.close)
+        self.control.call(self.graph.fdsets.close)
         for server in self.servers:
             asyncio.run_coroutine_threadsafe(server.close(), loop).result()
         self.control.stop()

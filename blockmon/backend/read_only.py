@@ -54,7 +54,8 @@ class ReadOnlyBackend:
     async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
         refused = why_refused(command, arguments)
         if refused is not None:
-            raise CommandError("GenericError", f"read-only: {refused}, and was not sent; --rw, or no --read-only, allows it")
+            text = f"read-only: {refused}, and was not sent; --rw, or no --read-only, allows it"
+            raise CommandError("GenericError", text)
         return await self.inner.execute(command, arguments)
 
     def subscribe(self, callback: EventCallback) -> Callable[[], None]:

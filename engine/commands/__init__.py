@@ -9,6 +9,7 @@ from engine.commands import (  # noqa: F401
     blockstats,
     change,
     debuggraph,
+    descriptors,
     devices,
     events,
     exports,

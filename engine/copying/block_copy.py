@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -103,6 +103,15 @@ class _EdgeTarget:
         if (offset | length) & (node.limits.request_alignment - 1) or offset + length > node.length:
             return None
         return node.driver.begin_write(offset, length)
+
+    def plan_runs(self, offset: int, runs: Sequence[tuple[int, int]]) -> WritePlan | None:
+        node = self._edge.child
+        length = sum(run for run, _ in runs)
+        if not self._kernel or node.read_only or node.detect_zeroes != "off" or offset + length > node.length:
+            return None
+        if node.limits.request_alignment > 1:
+            return None
+        return node.driver.begin_writes(offset, runs, skip_filters(node).driver.supports_backing)
 
     def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
         return self._edge.child.ranges.hold(offset, length)

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import errno
 import os
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from engine.copying.targets import BackendTarget as BackendTarget
+from engine.copying.targets import PopulateTarget as PopulateTarget
+from engine.copying.targets import Target
 from engine.copying.writeback import Writeback
-from engine.graph.backend import BlockBackend
-from engine.graph.driver import Extent, FilterDriver, Status, WriteFlag, WritePlan
+from engine.graph.driver import FilterDriver, Status, WritePlan
 from engine.graph.node import Node
 from engine.graph.permissions import Perm
 from engine.graph.requests import is_zero
+from engine.graph.runs import DATA, HOLE, PAST, ZERO, runs_of
 from engine.graph.status import resolve_host, status_above
 
 BUFFER_SIZE = 2 << 20
@@ -34,9 +34,7 @@ SMALLEST_KERNEL_COPY = 64 << 10
 _PEEK = 64
 
 _DATA, _ZERO, _VALID = int(Status.DATA), int(Status.ZERO), int(Status.OFFSET_VALID)
-_COMPRESSED, _ALLOCATED = int(Status.COMPRESSED), int(Status.ALLOCATED)
-_UNCHANGED, _MAY_UNMAP = int(WriteFlag.UNCHANGED), int(WriteFlag.MAY_UNMAP)
-_NO_FALLBACK = int(WriteFlag.NO_FALLBACK)
+_COMPRESSED = int(Status.COMPRESSED)
 _WRITES = int(Perm.WRITE | Perm.WRITE_UNCHANGED)
 _NOT_IN_KERNEL = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY, errno.EPERM}
@@ -50,127 +48,6 @@ class CopyError(Exception):
         super().__init__(str(error))
         self.error = error
         self.reading = reading
-
-
-class Target(Protocol):
-    """Where a Copier puts what it copies. Every method may run in any thread and raises OSError."""
-
-    @property
-    def node(self) -> Node:
-        """The node written to."""
-
-    def write(self, offset: int, data: memoryview) -> None: ...
-
-    def write_zeroes(self, offset: int, length: int) -> None: ...
-
-    def plan(self, offset: int, length: int) -> WritePlan | None:
-        """Host space for data that the kernel copies; None when it has to go through write()."""
-
-    def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
-        """Keeps overlapping writes out while the kernel copies."""
-
-    def placed(self, offset: int, length: int) -> None:
-        """The kernel has copied and the plan is committed: bookkeeping, as if write() had been called."""
-
-
-class BackendTarget:
-    """Writes through a BlockBackend.
-
-    unmap: zeros may stay, or become, holes; else space is taken for them. covering: the target may get a backing image
-    that it hasn't now, so what reads as zeros for want of one is written. ahead: it will be written as a whole, by this
-    alone, so what reads as zeros for want of a backing image may be zeroed before its turn, that many bytes at once.
-    """
-
-    def __init__(self, backend: BlockBackend, *, unmap: bool = True, covering: bool = False, ahead: int = 0) -> None:
-        self._backend = backend
-        self._unmap = unmap
-        self._settled = _ZERO | _ALLOCATED if covering else _ZERO
-        self._ahead = ahead if covering else 0
-
-    @property
-    def node(self) -> Node:
-        return self._backend.node
-
-    def write(self, offset: int, data: memoryview) -> None:
-        self._backend.write(offset, data)
-
-    def write_zeroes(self, offset: int, length: int) -> None:
-        if not self._unmap:
-            self._backend.write_zeroes(offset, length)
-            return
-        end = offset + length
-        while offset < end:
-            # What reads as zeros already stays the hole it may be.
-            extent = self._backend.block_status(offset, end - offset)
-            if extent.flags & self._settled != self._settled and not self._zero_ahead(offset, extent):
-                self._backend.write_zeroes(offset, extent.length, _MAY_UNMAP)
-            offset += extent.length
-
-    def _zero_ahead(self, offset: int, extent: Extent) -> bool:
-        """Zero an unallocated run beyond *extent*, if it is longer and that can be done without writing zeros."""
-        if not self._ahead or extent.flags & (_ZERO | _ALLOCATED) != _ZERO:
-            return False
-        run = self._backend.block_status(offset, self._ahead)
-        if run.length <= extent.length:
-            return False
-        try:
-            self._backend.write_zeroes(offset, run.length, _MAY_UNMAP | _NO_FALLBACK)
-        except OSError as exc:
-            if exc.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP):
-                raise
-            return False
-        return True
-
-    def plan(self, offset: int, length: int) -> WritePlan | None:
-        node = self._backend.node
-        if node.read_only or node.detect_zeroes != "off" or not self._backend.write_cache:
-            return None
-        if (offset | length) & (node.limits.request_alignment - 1) or offset + length > node.length:
-            return None
-        return node.driver.begin_write(offset, length)
-
-    def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
-        return self._backend.node.ranges.hold(offset, length)
-
-    def placed(self, offset: int, length: int) -> None:
-        self._backend.node.after_host_write(offset, length)
-        self._backend.account_write(length, time.monotonic_ns())
-
-
-class PopulateTarget:
-    """Brings into a layer what its backing chain shows there already. The caller holds the range in ``node.ranges``.
-
-    As nothing changes for a reader, write trackers of the node (dirty bitmaps) hear nothing of it, as in QEMU.
-    """
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    @property
-    def node(self) -> Node:
-        return self._node
-
-    def write(self, offset: int, data: memoryview) -> None:
-        self._node.write_unserialised(offset, data, _UNCHANGED)
-
-    def write_zeroes(self, offset: int, length: int) -> None:
-        if self._node.read_only:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        self._node.write_zeroes_unserialised(offset, length, _UNCHANGED)
-
-    def plan(self, offset: int, length: int) -> WritePlan | None:
-        node = self._node
-        if node.read_only or (offset | length) & (node.limits.request_alignment - 1):
-            return None
-        return node.driver.begin_write(offset, length)
-
-    def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def placed(self, offset: int, length: int) -> None:
-        self._node.wr_operations += 1
-        self._node.wr_bytes += length
-        self._node.mark_unflushed()
 
 
 @dataclass(slots=True)
@@ -211,8 +88,12 @@ class Copier:
         other ranges where a host cluster is used anew, so the caller has to notice and copy again (mirror), or to keep
         them out.
         """
-        data = 0
         self._through = transparent(self._source), transparent(self._target.node)
+        if all(self._through):
+            pieces = self._map(offset, length)
+            if len(pieces) > 1 and self._at_once(pieces, offset, length):
+                return sum(piece.length for piece, kind in pieces if kind == DATA)
+        data = 0
         waiting: list[Piece] = []
         for piece, zero in self._pieces(offset, length):
             if zero:
@@ -301,6 +182,130 @@ class Copier:
             raise CopyError(exc, True) from exc
         return is_zero(whole)
 
+    # -- many pieces at once ---------------------------------------------------------------------------------
+
+    def copy_decided(self, offset: int, length: int, bottom: Node, *, keep_past: bool = False) -> int | None:
+        """Copy what the layers from the source down to *bottom* decide in the range, and leave the rest alone.
+
+        keep_past: so too what is zero for being past the end of a short layer. Returns how many bytes there were to
+        copy. None where that can't be done in one go, or where there is but one run: nothing has changed then. Errors:
+        CopyError, as for copy().
+        """
+        self._through = transparent(self._source), transparent(self._target.node)
+        if not all(self._through):
+            return None
+        pieces = self._map(offset, length, bottom, keep_past)
+        if len(pieces) < 2 or not self._at_once(pieces, offset, length):
+            return None
+        return sum(piece.length for piece, kind in pieces if kind != HOLE)
+
+    def copy_areas(self, areas: Sequence[tuple[int, int]]) -> int | None:
+        """As copy() for several ranges, in order: (offset, bytes). Returns how many bytes were no zeros.
+
+        None where that can't be done in one go: nothing has changed then. Errors: CopyError.
+        """
+        self._through = transparent(self._source), transparent(self._target.node)
+        if not all(self._through):
+            return None
+        pieces: list[tuple[Piece, int]] = []
+        at = start = areas[0][0]
+        for offset, length in areas:
+            if offset > at:
+                pieces.append((Piece(at, offset - at, None, 0), HOLE))
+            found = self._map(offset, length)
+            if not found:
+                return None
+            pieces += found
+            at = offset + length
+        if not self._at_once(pieces, start, at - start):
+            return None
+        return sum(piece.length for piece, kind in pieces if kind == DATA)
+
+    def _map(
+        self, offset: int, length: int, bottom: Node | None = None, keep_past: bool = False
+    ) -> list[tuple[Piece, int]]:
+        """(piece, HOLE, ZERO or DATA) in order, found in one go; neighbours alike that are no data come as one.
+
+        HOLE: no layer down to *bottom* decides; without a *bottom* that is ZERO. Nothing where it does not work, or
+        some data are in no host file.
+        """
+        try:
+            runs = runs_of(self._source, bottom, offset, length)
+        except OSError as exc:
+            raise CopyError(exc, True) from exc
+        pieces: list[tuple[Piece, int]] = []
+        at, last = offset, DATA
+        for size, kind, host, place in runs or ():
+            if kind == DATA:
+                if host is None:
+                    return []
+                parts = [(piece, ZERO if zero else DATA) for piece, zero in self._data(Piece(at, size, host, place))]
+            elif kind == PAST:
+                parts = [(Piece(at, size, None, 0), HOLE if keep_past else ZERO)]
+            else:
+                parts = [(Piece(at, size, None, 0), ZERO if bottom is None else kind)]
+            for part in parts:
+                if part[1] == last != DATA:
+                    pieces[-1][0].length += part[0].length
+                else:
+                    pieces.append(part)
+                    last = part[1]
+            at += size
+        return pieces
+
+    def _at_once(self, pieces: list[tuple[Piece, int]], offset: int, length: int) -> bool:
+        """Copy data and zeros that take turns by one plan; False: nothing visible has changed."""
+        data = [piece for piece, kind in pieces if kind == DATA]
+        if not data or len(data) == len(pieces):
+            return False
+        target = self._target
+        with target.holding(offset, length):
+            try:
+                plan = target.plan_runs(offset, [(piece.length, kind) for piece, kind in pieces])
+            except OSError as exc:
+                raise CopyError(exc, False) from exc
+            if plan is None or not self._carry_out(plan, data, offset, offset + length):
+                return False
+        for host, host_offset, size in plan.extents:
+            host.after_host_write(host_offset, size)
+        for piece, kind in pieces:
+            if kind != HOLE:
+                target.placed(piece.offset, piece.length)
+        moved = sum(piece.length for piece in data)
+        self.kernel_bytes += moved
+        if self._writeback is not None:
+            self._writeback.wrote(moved)
+        return True
+
+    def _carry_out(self, plan: WritePlan, pieces: list[Piece], start: int, stop: int) -> bool:
+        """Copy into the plan's extents and commit it; False where the kernel can't: the plan is aborted."""
+        try:
+            # The host's own plan takes a grown file's new length over; what was just written would read as zeros.
+            ends: dict[int, tuple[Node, int, int]] = {}
+            for extent in plan.extents:
+                if id(extent[0]) not in ends or extent[1] > ends[id(extent[0])][1]:
+                    ends[id(extent[0])] = extent
+            inner = [part for host, at, size in ends.values() if (part := host.driver.begin_write(at, size))]
+            if len(inner) != len(ends):
+                raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+            self._copy_extents(pieces, plan, start, stop)
+            for part in inner:
+                part.commit()
+        except OSError:
+            # It can't be done or it failed: the way through the buffer works, or tells which side is at fault.
+            plan.abort()
+            return False
+        except BaseException:
+            plan.abort()
+            raise
+        for host, _, _ in ends.values():
+            mark_unflushed_between(self._target.node, host)
+        try:
+            plan.commit()
+        except OSError as exc:
+            raise CopyError(exc, False) from exc
+        return True
+
     # -- moving it -------------------------------------------------------------------------------------------
 
     def _flush_pieces(self, pieces: list[Piece]) -> None:
@@ -339,29 +344,8 @@ class Copier:
                 plan = target.plan(offset, length)
             except OSError as exc:
                 raise CopyError(exc, False) from exc
-            if plan is None:
+            if plan is None or not self._carry_out(plan, pieces, offset, offset + length):
                 return False
-            try:
-                # The host's own plan takes a grown file's new length over; what was just written would read as zeros.
-                inner = [part for host, at, size in plan.extents if (part := host.driver.begin_write(at, size))]
-                if len(inner) != len(plan.extents):
-                    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-                self._copy_extents(pieces, plan, offset, offset + length)
-                for part in inner:
-                    part.commit()
-            except OSError:
-                # It can't be done or it failed: the way through the buffer works, or tells which side is at fault.
-                plan.abort()
-                return False
-            except BaseException:
-                plan.abort()
-                raise
-            for host, _, _ in plan.extents:
-                mark_unflushed_between(target.node, host)
-            try:
-                plan.commit()
-            except OSError as exc:
-                raise CopyError(exc, False) from exc
         for host, host_offset, size in plan.extents:
             host.after_host_write(host_offset, size)
         target.placed(offset, length)

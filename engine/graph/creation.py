@@ -43,6 +43,12 @@ class GraphCreateContext:
     def node_filename(self, reference: str) -> str:
         return str(self._call(lambda: self._graph.find_either(reference).filename))
 
+    def open_fdset(self, path: str, flags: int) -> int:
+        return int(self._call(lambda: self._graph.fdsets.open(path, flags)))
+
+    def close_fdset(self, fd: int) -> None:
+        self._call(lambda: self._graph.fdsets.close_fd(fd))
+
 
 def create_image(
     context: CreateContext,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import errno
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import GenericError
@@ -337,12 +338,31 @@ class Driver(abc.ABC):
         """
         return Extent(length, _PLAIN_DATA)
 
+    def block_map(self, offset: int, length: int) -> list[tuple[int, int, Node | None, int]]:
+        """All of the range, within the node, by block_status: (length, flags, node, offset) of every run in order."""
+        found: list[tuple[int, int, Node | None, int]] = []
+        end = offset + length
+        while offset < end:
+            run, flags, node, host = self.block_status(offset, end - offset)
+            found.append((run, flags, node, host))
+            offset += run
+        return found
+
     def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
         """Change the virtual length; new bytes read as zeros. Errors: GenericError, OSError."""
         raise GenericError("Image format driver does not support resize")
 
     def begin_write(self, offset: int, length: int) -> WritePlan | None:
         """Reserve host space for the range so that a caller may place the data; None: use write()."""
+        return None
+
+    def begin_writes(self, offset: int, runs: Sequence[tuple[int, int]], settle: bool) -> WritePlan | None:
+        """As begin_write(), for data and zeros that take turns from *offset* on: (bytes, HOLE, ZERO or DATA).
+
+        The kinds are those of graph.runs. The plan's extents are those of the data; the zeros are there with commit;
+        what is a HOLE stays as it is. settle: the zeros must not depend on what lies below the node, now or later.
+        None: each has to be written by itself.
+        """
         return None
 
     def allocated_size(self) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from engine.descriptors.fdsets import FdSets
 from engine.errors import DeviceNotFound, GenericError
 from engine.graph.backend import BlockBackend
 from engine.graph.change import Transaction, attach, detach, loosen, refresh_permissions
@@ -37,6 +38,7 @@ class Graph:
         self.backends: list[BlockBackend] = []
         self.policy = OpenPolicy()
         self.objects = Objects()
+        self.fdsets = FdSets()
         self.generation = 0
         self.on_change: list[Callable[[int], None]] = []
         self.on_corruption: list[Callable[[Node, str, int | None, int | None, bool], None]] = []

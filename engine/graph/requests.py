@@ -75,6 +75,9 @@ class RequestPath(abc.ABC):
         self.before_read: Callable[[int, int], None] | None = None
         """Called with the offset and length of each read first (copy-on-read without a filter)."""
         self.trackers: tuple[WriteTracker, ...] = ()
+        # (generation of the graph, length then). A filter's length is that of the node at the end of its chain: to look
+        # it up in every node of the chain would make a read's cost grow with the square of the depth.
+        self._reach = -1, 0
         self._flush_lock = threading.Lock()
         self._unflushed = False
         # Counters are for display; two threads may lose an increment, which nothing depends on.
@@ -143,7 +146,12 @@ class RequestPath(abc.ABC):
         self.rd_operations += 1
         self.rd_bytes += size
         driver = self.driver
-        beyond = offset + size - driver.length
+        generation, total = self._reach
+        if offset + size > total or generation != self.graph.generation:
+            generation = self.graph.generation
+            total = driver.length
+            self._reach = generation, total
+        beyond = offset + size - total
         if beyond > 0:
             inside = max(size - beyond, 0)
             buffer[inside:] = bytes(size - inside)
@@ -263,6 +271,8 @@ class RequestPath(abc.ABC):
     def write_zeroes_unserialised(self, offset: int, length: int, flags: int = 0) -> None:
         """As write_zeroes, for somebody who holds the range in ``ranges`` already."""
         self._unflushed = True
+        if not length:
+            return
         align = max(self.driver.limits.write_zeroes_alignment, self.driver.limits.request_alignment)
         if align <= 1:
             self._zero_run(offset, length, flags)

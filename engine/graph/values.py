@@ -150,6 +150,12 @@ class CreateContext(Protocol):
     def node_filename(self, reference: str) -> str:
         """The file name of an open node."""
 
+    def open_fdset(self, path: str, flags: int) -> int:
+        """Open a set of passed descriptors, by its path /dev/fdset/N. Errors: GenericError."""
+
+    def close_fdset(self, fd: int) -> None:
+        """Close what open_fdset() returned."""
+
 
 class ReopenState:
     """One node's part in a reopen: the new options and flags, and room for the driver's prepared state.

@@ -123,10 +123,20 @@ class CommitJob(BlockJob):
         if self._base.length < length:
             self._target.truncate(length, exact=False)
         copier = Copier(top, BackendTarget(self._target))
-        offset = 0
+        offset = one_by_one = 0
         while offset < length:
             self.pace()
             try:
+                if offset >= one_by_one:
+                    # Where data and holes take turns, all of a step at once; runs of their own are as good or as long.
+                    run = self._until_boundary(offset, min(length - offset, self.step))
+                    decided = copier.copy_decided(offset, run, self._base_overlay)
+                    if decided is not None:
+                        offset += run
+                        self.progress(run)
+                        self.account(decided)
+                        continue
+                    one_by_one = offset + run
                 extent, _ = status_above(top, self._base_overlay, offset, length - offset, False, include_base=True)
                 run = extent.length
                 wanted = bool(extent.flags & _ALLOCATED)

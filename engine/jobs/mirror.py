@@ -119,6 +119,8 @@ class MirrorJob(BlockJob):
             self._active.attach()
             self._driver.active = self._active
         self._unmaps = target.discard_unmap and target.driver.unmaps_zeroes()
+        self._one_by_one = 0
+        """Areas that begin before this are copied one by one."""
         self._held = [source, target, filter_node]
         if settings.base is not None:
             self._held.append(settings.base)
@@ -204,10 +206,11 @@ class MirrorJob(BlockJob):
                 raise self._active_error
             area = self._bitmap.take_area(cursor, self._copy_size)
             if area is not None:
-                cursor = self._copy(copier, *area, length)
+                together = self._copy_together(copier, *area, length)
+                cursor = self._copy(copier, *area, length) if together is None else together
                 continue
             # A pass is over: nothing is left, or only what was written behind the cursor.
-            passed, cursor = cursor > 0, 0
+            passed, cursor, self._one_by_one = cursor > 0, 0, 0
             left = self._bitmap.count
             ending = self._should_complete or self.cancel_requested
             if (ending or not self.is_ready) and left <= CATCH_UP:
@@ -280,6 +283,36 @@ class MirrorJob(BlockJob):
         # Zeros cost nothing where they become holes.
         self.account(moved if self._unmaps else size)
         return offset + size
+
+    def _copy_together(self, copier: Copier, offset: int, size: int, length: int) -> int | None:
+        """Copy the area and those that follow it closely in one go; returns where to look for the next.
+
+        None: nothing was copied. Not where areas have to be rounded, or where guests write to the target, too.
+        """
+        end = offset + self._copy_size
+        if size == self._copy_size or offset < self._one_by_one or self._whole_clusters > 1 or self._active is not None:
+            return None
+        areas, at = [(offset, min(size, length - offset))], offset + size
+        while at < end and (area := self._bitmap.take_area(at, end - at)) is not None:
+            at = area[0] + area[1]
+            if at > end:
+                self._bitmap.set(*area)
+                break
+            areas.append((area[0], min(area[1], length - area[0])))
+        try:
+            moved = copier.copy_areas(areas) if len(areas) > 1 else None
+        except CopyError:
+            moved = None  # the areas by themselves will tell which of them it is
+        if moved is None:
+            self._one_by_one = end
+            for area in areas[1:]:
+                self._bitmap.set(*area)
+            return None
+        done = sum(each for _, each in areas)
+        self.set_remaining(done + self._bitmap.count)
+        self.progress(done)
+        self.account(moved if self._unmaps else done)
+        return areas[-1][0] + areas[-1][1]
 
     def _copy_area(self, copier: Copier, offset: int, size: int, length: int) -> int:
         """Copy, to whole clusters where that is needed; returns the bytes that were no zeros. Errors: CopyError."""

@@ -95,11 +95,21 @@ class StreamJob(BlockJob):
         copier = Copier(layer, PopulateTarget(layer), look_for_zeros=True)
         cluster = extent_cluster(layer)
         failed: OSError | None = None
-        offset = 0
+        offset = one_by_one = 0
         while offset < length:
             self.pace()
             run, wanted = 0, False
             try:
+                if offset >= one_by_one:
+                    # Where data and holes take turns, all of a step at once; runs of their own are as good or as long.
+                    run, decided = self._populate_step(copier, offset, length - offset, cluster)
+                    if decided is not None:
+                        offset += run
+                        self.progress(run)
+                        self.account(decided)
+                        continue
+                    one_by_one = offset + run
+                    run = 0
                 run, wanted = self._look(offset, length - offset)
                 if wanted:
                     # Whole clusters of the layer: it would have to fetch the rest of them itself otherwise.
@@ -153,6 +163,19 @@ class StreamJob(BlockJob):
                 if not here:
                     copier.copy(offset, run)
                 offset += run
+
+    def _populate_step(self, copier: Copier, offset: int, length: int, cluster: int) -> tuple[int, int | None]:
+        """(bytes of a step at *offset*, how many of them were brought into the layer, None: try it run by run)."""
+        layer = self._layer
+        run = min(-(-max(self._step_at(offset), cluster) // cluster) * cluster, length)
+        if offset % cluster:
+            return run, None
+        with layer.ranges.hold(offset, run):
+            here, free = is_allocated(layer, offset, run)
+            if here or free < run:
+                return run, None
+            past = self._above_base.filter_or_cow is None
+            return run, copier.copy_decided(offset, run, self._base_overlay, keep_past=past)
 
     # -- end -------------------------------------------------------------------------------------------------
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from engine.descriptors.passing import Descriptors
+
 
 class Session(asyncio.Protocol):
-    """One client. on_lost: called when the connection is gone."""
+    """One client. on_lost: called when the connection is gone.
+
+    take_passed: gives the file descriptors that came with what was just received, None for none (see PassingSocket).
+    descriptors: those of the command that runs, and those with names.
+    """
 
     def __init__(self) -> None:
         self.on_lost: list[Callable[[], None]] = []
+        self.take_passed: Callable[[], list[int] | None] = lambda: None
+        self.descriptors = Descriptors()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.descriptors.arrived(self.take_passed() or [])
+        self.descriptors.close()
         for callback in self.on_lost:
             callback()
         self.on_lost.clear()

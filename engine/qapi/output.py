@@ -14,6 +14,15 @@ _wire_names: dict[type[Struct], _Names] = {}
 _PLAIN = frozenset({str, int, bool, float, type(None)})
 
 
+class OnWire:
+    """A value that is in wire form already; whoever gets it leaves it as it is."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 def _names(cls: type[Struct]) -> _Names:
     members = cls.qapi_members()
     defaults = [(m.attr, m.name, getattr(cls, m.attr)) for m in members if getattr(cls, m.attr, None) is not None]
@@ -53,6 +62,8 @@ def to_wire(obj: Any) -> Any:
         return {str(key): item if type(item) in _PLAIN else to_wire(item) for key, item in obj.items()}
     if obj is NULL:
         return None
+    if kind is OnWire:
+        return obj.value
     if isinstance(obj, enum.Enum):
         return to_wire(obj.value)
     if isinstance(obj, str):

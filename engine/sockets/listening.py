@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import stat
 
+from engine.descriptors.fdsets import is_socket
 from engine.errors import GenericError, os_error_text
 from engine.sockets.addresses import Address, InetSocketAddress, String, UnixSocketAddress, VsockSocketAddress
-from engine.sockets.streams import Listening, listen_inet, listen_unix, vsock_numbers
+from engine.sockets.streams import Listening, listen_inet, listen_unix, passed_socket, vsock_numbers
 
 _BACKLOG = 128
 
@@ -28,24 +27,23 @@ async def listen(address: Address, *, inherited: bool) -> list[Listening]:
 
 
 def _adopt(name: str, inherited: bool) -> Listening:
-    """Take over an inherited listening socket."""
+    """Take over a socket that was inherited, or passed by the client whose command runs."""
     if not inherited:
-        raise GenericError("only QEMU supports file descriptor passing")
-    if not name.isdecimal():
+        sock = passed_socket(name)
+    elif not name.isdecimal():
         raise GenericError(f"Unable to parse FD number {name}")
-    fd = int(name)
-    try:
-        is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
-    except OSError:
-        is_socket = False
-    if not is_socket:
+    elif not is_socket(int(name)):
         raise GenericError(f"File descriptor '{name}' is not a socket")
-    sock = socket.socket(fileno=fd)
+    else:
+        sock = socket.socket(fileno=int(name))
     try:
         sock.setblocking(False)
         sock.listen(_BACKLOG)
     except OSError as exc:
-        sock.detach()
+        if inherited:
+            sock.detach()
+        else:
+            sock.close()
         raise GenericError(f"Failed to listen on fd socket: {os_error_text(exc)}") from exc
     return Listening(sock, "", None)
 

@@ -10,6 +10,8 @@ import socket
 import stat
 from typing import Any, Final, NamedTuple, cast
 
+from engine.descriptors.fdsets import is_socket
+from engine.descriptors.passing import of_client
 from engine.errors import GenericError, os_error_text
 from engine.sockets.addresses import Address, InetSocketAddress, UnixSocketAddress, VsockSocketAddress
 
@@ -66,7 +68,8 @@ def listen_unix(address: UnixSocketAddress) -> Listening:
     except OSError as exc:
         sock.close()
         raise GenericError(f"Failed to bind socket to {address.path}: {os_error_text(exc)}") from exc
-    return Listening(sock, name, (info.st_dev, info.st_ino))
+    # By its whole path: a daemon changes its folder.
+    return Listening(sock, os.path.abspath(name), (info.st_dev, info.st_ino))
 
 
 def _remove_stale(path: str) -> None:
@@ -154,7 +157,18 @@ def connect(address: Address) -> socket.socket:
         return _connect_inet(address)
     if isinstance(address, VsockSocketAddress):
         return _connect_vsock(address)
-    raise GenericError("only QEMU supports file descriptor passing")
+    sock = passed_socket(address.str_)
+    sock.setblocking(True)
+    return sock
+
+
+def passed_socket(name: str) -> socket.socket:
+    """The socket that the client whose command runs has passed under *name*. Errors: GenericError."""
+    fd = of_client().use(name)
+    if not is_socket(fd):
+        os.close(fd)
+        raise GenericError(f"File descriptor '{name}' is not a socket")
+    return socket.socket(fileno=fd)
 
 
 def _connect_unix(address: UnixSocketAddress) -> socket.socket:

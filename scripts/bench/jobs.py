@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import queue
 import statistics
@@ -22,12 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from _sides import DAEMON, ROOT, Row, need, shown, summary
+
+sys.path.insert(0, str(ROOT))
 
 from engine.engine import Engine
 from tests.qemu import storage_daemon
@@ -224,6 +225,30 @@ CASES: list[tuple[str, Job, str, str, str]] = [
 ]
 
 
+def rows(size: int, rounds: int, folder: str | None = None, only: str = "") -> Iterator[Row]:
+    """Measure the cases that have *only* in their name, with disks of *size* bytes; images are made in *folder*."""
+    with tempfile.TemporaryDirectory(dir=folder) as where, storage_daemon(DAEMON) as daemon:
+        place = Place(Path(where), size)
+        ours = Ours()
+        sides: dict[str, Side] = {"ours": ours, "daemon": Real(daemon)}
+        try:
+            for name, job, layout, source, to in CASES:
+                if only not in name:
+                    continue
+                times: dict[str, list[float]] = {"ours": [], "daemon": [], "cp": []}
+                for _ in range(rounds):
+                    for who, side in sides.items():
+                        times[who].append(job(side, place, layout, source, to))
+                        tidy(side)
+                    if name == "mirror raw -> raw, full":
+                        times["cp"].append(copy(place))
+                mine, other = (statistics.median(times[who]) for who in ("ours", "daemon"))
+                note = f"{mine / statistics.median(times['cp']):.2f} × the time of cp" if times["cp"] else ""
+                yield Row(name, mine * 1000, other * 1000, "ms", note=note)
+        finally:
+            ours.engine.close()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="block jobs beside qemu-storage-daemon")
     parser.add_argument("--size", type=int, default=512, help="MiB of the disk (default: 512)")
@@ -231,34 +256,12 @@ def main() -> int:
     parser.add_argument("--folder", help="where the images are made (default: a temporary folder)")
     parser.add_argument("--only", default="", help="only the cases that have this in their name")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as where, storage_daemon("qemu-storage-daemon") as daemon:
-        place = Place(Path(where), args.size * MIB)
-        ours = Ours()
-        sides: dict[str, Side] = {"ours": ours, "daemon": Real(daemon)}
-        ratios = []
-        try:
-            for name, job, layout, source, to in CASES:
-                if args.only not in name:
-                    continue
-                times: dict[str, list[float]] = {"ours": [], "daemon": [], "cp": []}
-                for _ in range(args.rounds):
-                    for who, side in sides.items():
-                        times[who].append(job(side, place, layout, source, to))
-                        tidy(side)
-                    if name == "mirror raw -> raw, full":
-                        times["cp"].append(copy(place))
-                mine, other = statistics.median(times["ours"]), statistics.median(times["daemon"])
-                ratios.append(other / mine)
-                line = f"{name:32} ours {mine:6.3f} s   daemon {other:6.3f} s   ratio {other / mine:5.2f}"
-                if times["cp"]:
-                    cp = statistics.median(times["cp"])
-                    line += f"   cp {cp:6.3f} s: ours takes {mine / cp:.2f} times that"
-                print(line, flush=True)
-        finally:
-            ours.engine.close()
-        print(
-            f"{'geometric mean':32} {math.exp(statistics.fmean(map(math.log, ratios))):51.2f}   least {min(ratios):.2f}"
-        )
+    need(DAEMON, "qemu-img")
+    found = []
+    for row in rows(args.size * MIB, args.rounds, args.folder, args.only):
+        found.append(row)
+        print(shown(row), flush=True)
+    print(summary(found))
     return 0
 
 

@@ -9,14 +9,15 @@ Run it with the project's Python: .venv/bin/python scripts/bench/nbd.py [SECONDS
 from __future__ import annotations
 
 import json
-import math
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from _sides import DAEMON, Row, need, program, shown, summary
 
 SIZE = 512 << 20
 CASES = (
@@ -60,7 +61,13 @@ def measure(socket: Path, what: str, size: str, depth: int, seconds: float) -> f
     done = subprocess.run(
         [
             *("fio", "--name=x", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={socket}", f"--rw={what}"),
-            *(f"--bs={size}", f"--iodepth={depth}", "--time_based", f"--runtime={seconds}", f"--size={SIZE}"),
+            *(
+                f"--bs={size}",
+                f"--iodepth={depth}",
+                "--time_based",
+                f"--runtime={round(seconds * 1000)}ms",
+                f"--size={SIZE}",
+            ),
             *("--output-format=json", "--randrepeat=1", "--norandommap"),
         ],
         capture_output=True,
@@ -71,14 +78,10 @@ def measure(socket: Path, what: str, size: str, depth: int, seconds: float) -> f
     return float(job["read"]["iops"] + job["write"]["iops"])
 
 
-def compare(folder: Path, driver: str, seconds: float, rounds: int) -> list[float]:
-    """Print the ratio of every case with an image of *driver*; return them."""
-    commands = {
-        "ours": [sys.executable, "-m", "blockmon", "serve"],
-        "daemon": ["qemu-storage-daemon"],
-    }
+def compare(folder: Path, driver: str, seconds: float, rounds: int) -> Iterator[Row]:
+    """Measure every case with an image of *driver*."""
+    commands = {"ours": program("serve"), "daemon": [DAEMON]}
     processes, sockets = [], {}
-    ratios = []
     try:
         for name, command in commands.items():
             image = folder / f"{name}.{driver}"
@@ -92,14 +95,20 @@ def compare(folder: Path, driver: str, seconds: float, rounds: int) -> list[floa
                 for name, path in sockets.items():
                     rates[name].append(measure(path, what, size, depth, seconds))
             ours, daemon = (statistics.median(rates[name]) for name in ("ours", "daemon"))
-            ratios.append(ours / daemon)
-            label = f"{driver} {what} {size} depth {depth}"
-            print(f"{label:32} {ours:10.0f}/s  daemon {daemon:10.0f}/s  ratio {ratios[-1]:5.2f}", flush=True)
+            yield Row(f"{driver} {what} {size} depth {depth}", ours, daemon, "/s", more=True)
     finally:
         for process in processes:
             process.terminate()
             process.wait()
-    return ratios
+
+
+def rows(
+    seconds: float, rounds: int, drivers: Sequence[str] = ("raw", "qcow2"), folder: str | None = None
+) -> Iterator[Row]:
+    """Measure all cases; images are made in *folder*."""
+    with tempfile.TemporaryDirectory(prefix="blockmon-nbd-", dir=folder) as where:
+        for driver in drivers:
+            yield from compare(Path(where), driver, seconds, rounds)
 
 
 def main() -> int:
@@ -108,12 +117,12 @@ def main() -> int:
     numbers = [float(each) for each in arguments if each not in drivers]
     seconds = numbers[0] if numbers else 2.0
     rounds = int(numbers[1]) if len(numbers) > 1 else 3
-    for tool in ("fio", "qemu-storage-daemon", "qemu-img", "qemu-io"):
-        if shutil.which(tool) is None:
-            raise SystemExit(f"{tool} is not installed")
-    with tempfile.TemporaryDirectory(prefix="blockmon-nbd-") as folder:
-        ratios = [ratio for driver in drivers for ratio in compare(Path(folder), driver, seconds, rounds)]
-    print(f"geometric mean {math.exp(statistics.mean(map(math.log, ratios))):.2f}")
+    need("fio", DAEMON, "qemu-img", "qemu-io")
+    found = []
+    for row in rows(seconds, rounds, drivers):
+        found.append(row)
+        print(shown(row), flush=True)
+    print(summary(found))
     return 0
 
 

@@ -1,64 +1,24 @@
 #!/usr/bin/env python3
 """Add, query, reopen and delete many nodes, by QMP over a socket, here and in qemu-storage-daemon, in the same run.
 
-Prints seconds for each and the ratio (below 1: faster than the daemon). Run it with the project's Python:
+Prints milliseconds for each and the ratio (above 1: faster than the daemon). Run it with the project's Python:
 .venv/bin/python scripts/bench/nodes.py [NODES]
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from _sides import Client, Row, need, running, servers, shown, summary
 
-class Client:
-    """A QMP client that sends one command after the other."""
-
-    def __init__(self, path: Path, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + 20
-        while True:
-            self._socket = socket.socket(socket.AF_UNIX)
-            try:
-                self._socket.connect(str(path))
-                break
-            except OSError:
-                self._socket.close()
-                if time.monotonic() > deadline or process.poll() is not None:
-                    raise
-                time.sleep(0.02)
-        self._file = self._socket.makefile("rwb")
-        self._file.readline()
-        self.execute("qmp_capabilities")
-
-    def execute(self, command: str, arguments: Any = None) -> Any:
-        request = {"execute": command} | ({"arguments": arguments} if arguments is not None else {})
-        self._file.write(json.dumps(request).encode() + b"\n")
-        self._file.flush()
-        while True:
-            reply = json.loads(self._file.readline())
-            if "return" in reply:
-                return reply["return"]
-            if "error" in reply:
-                raise RuntimeError(reply["error"]["desc"])
-
-
-@contextmanager
-def running(command: Sequence[str | Path], path: Path) -> Iterator[Client]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    try:
-        yield Client(path, process)
-    finally:
-        process.terminate()
-        process.wait()
+LIMIT = 120.0
+"""Seconds that all commands of one program may take."""
 
 
 def options(folder: Path, number: int) -> dict[str, Any]:
@@ -66,9 +26,10 @@ def options(folder: Path, number: int) -> dict[str, Any]:
     return {"driver": "raw", "node-name": f"n{number}", "file": file}
 
 
-def measure(client: Client, folder: Path, count: int) -> dict[str, float]:
-    """Seconds that each kind of command took for *count* pairs of a raw and a file node."""
+def measure(client: Client, folder: Path, count: int, limit: float) -> dict[str, float]:
+    """Seconds that each kind of command took for *count* pairs of a raw and a file node; those done within *limit*."""
     times: dict[str, float] = {}
+    ending = time.perf_counter() + limit
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
@@ -76,47 +37,60 @@ def measure(client: Client, folder: Path, count: int) -> dict[str, float]:
         yield
         times[name] = time.perf_counter() - started
 
-    with timed("add"):
-        for i in range(count):
-            client.execute("blockdev-add", options(folder, i))
-    with timed("query, 5 times"):
-        for _ in range(5):
-            assert len(client.execute("query-named-block-nodes", {"flat": True})) == 2 * count
-    with timed("reopen one by one"):
-        for i in range(count):
-            changed = {"driver": "raw", "node-name": f"n{i}", "file": f"f{i}", "read-only": True}
-            client.execute("blockdev-reopen", {"options": [changed]})
-    with timed("reopen all at once"):
-        every = [{"driver": "raw", "node-name": f"n{i}", "file": f"f{i}", "read-only": False} for i in range(count)]
-        client.execute("blockdev-reopen", {"options": every})
-    with timed("delete"):
-        for i in range(count):
-            client.execute("blockdev-del", {"node-name": f"n{i}"})
+    def numbers(most: int) -> Iterator[int]:
+        for number in range(most):
+            if time.perf_counter() > ending:
+                raise TimeoutError
+            yield number
+
+    with suppress(TimeoutError):
+        with timed("add"):
+            for i in numbers(count):
+                client.execute("blockdev-add", options(folder, i))
+        with timed("query, 5 times"):
+            for _ in numbers(5):
+                assert len(client.execute("query-named-block-nodes", {"flat": True})) == 2 * count
+        with timed("reopen one by one"):
+            for i in numbers(count):
+                changed = {"driver": "raw", "node-name": f"n{i}", "file": f"f{i}", "read-only": True}
+                client.execute("blockdev-reopen", {"options": [changed]})
+        with timed("reopen all at once"):
+            every = [
+                {"driver": "raw", "node-name": f"n{i}", "file": f"f{i}", "read-only": False} for i in numbers(count)
+            ]
+            client.execute("blockdev-reopen", {"options": every})
+        with timed("delete"):
+            for i in numbers(count):
+                client.execute("blockdev-del", {"node-name": f"n{i}"})
     return times
 
 
-def main() -> int:
-    count = int(sys.argv[1]) // 2 if len(sys.argv) > 1 else 500
-    daemon = shutil.which("qemu-storage-daemon")
-    ours = Path(sys.executable).with_name("blockmon")
+def rows(nodes: int, limit: float = LIMIT) -> list[Row]:
+    """Measure *nodes* nodes. What only one side has done within *limit* seconds is said so."""
+    count = max(nodes // 2, 1)
+    found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for i in range(count):
-            (folder / f"{i}.raw").write_bytes(bytes(65536))
-        path = folder / "ours"
-        with running([ours, "serve", "--qmp", f"unix:{path}"], path) as client:
-            here = measure(client, folder, count)
-        there: dict[str, float] = {}
-        if daemon is not None:
-            path = folder / "theirs"
-            chardev = f"socket,id=m,path={path},server=on,wait=off"
-            with running([daemon, "--chardev", chardev, "--monitor", "chardev=m"], path) as client:
-                there = measure(client, folder, count)
-        print(f"{2 * count} nodes{'':>18}blockmon  qemu-storage-daemon  ratio")
-        for what, seconds in here.items():
-            theirs = there.get(what)
-            beside = f"{theirs:>17.3f} s  {seconds / theirs:5.2f}" if theirs else ""
-            print(f"  {what:<22}{seconds:>8.3f} s{beside}")
+            (folder / f"{i}.raw").write_bytes(bytes(4096))
+        times = {}
+        for side, (command, path) in servers(folder).items():
+            with running(command, path) as client:
+                times[side] = measure(client, folder, count, limit)
+        for what, seconds in times["ours"].items():
+            peer = times["daemon"].get(what)
+            note = "" if peer is not None else f"the daemon was not done after {limit:g} s"
+            peer = None if peer is None else peer * 1000
+            found.append(Row(f"{2 * count:,} nodes: {what}", seconds * 1000, peer, "ms", note=note))
+        if len(times["ours"]) < 5:
+            found.append(Row(f"{2 * count:,} nodes: stopped", limit * 1000, None, "ms", note="not done in time"))
+    return found
+
+
+def main() -> int:
+    need("qemu-storage-daemon")
+    found = rows(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    print(*map(shown, found), summary(found), sep="\n")
     return 0
 
 

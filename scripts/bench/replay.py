@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from _sides import Row
+
 GOAL = 10_000
 """Commands a second."""
 
@@ -41,6 +43,22 @@ def run(script: Path) -> tuple[float, float]:
     if status:
         raise SystemExit(f"{script}: status {os.waitstatus_to_exitcode(status)}")
     return time.perf_counter() - started, usage.ru_maxrss / 1024
+
+
+def rows(count: int) -> list[Row]:
+    """Commands a second of each form, in files of *count* commands."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for form, text in FORMS.items():
+            times = []
+            for number in (count // 100, count):
+                script = Path(folder, "script.bmon")
+                script.write_text(text.format(lines=number) if form == "loop" else text * number)
+                times.append(run(script)[0])
+            rate = (count - count // 100) / (times[1] - times[0])
+            limit = None if form in ("HMP", "qmp-shell, arguments", "expectations") else GOAL
+            found.append(Row(f"command file: {form}", rate, None, "/s", more=True, limit=limit))
+    return found
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Time from the command to its answer: --version, an empty script, the first frame of the screen.
 
-Prints the fastest and the median of several runs in milliseconds, beside the limit. Run it with the project's Python:
+And a server until its first answer, beside qemu-storage-daemon. Prints medians of several runs in milliseconds,
+beside the limit. Run it with the project's Python:
 .venv/bin/python scripts/bench/startup.py [RUNS]
 """
 
@@ -22,14 +23,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from _sides import DAEMON, Row, need, program, running, servers, shown
+
 LIMITS = {"--version": 100, "run of an empty script": 250, "first frame": 500}
 """Milliseconds."""
-
-
-def program() -> list[str]:
-    """The installed console script beside this Python, or the module."""
-    script = Path(sys.executable).with_name("blockmon")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "blockmon"]
 
 
 def timed(command: Sequence[str]) -> float:
@@ -84,16 +81,36 @@ MEASURES: dict[str, Callable[[], float]] = {
 }
 
 
-def main() -> int:
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    late = False
+def serving(side: str) -> float:
+    """Milliseconds until a server has answered the first command."""
+    with tempfile.TemporaryDirectory() as folder:
+        command, path = servers(Path(folder))[side]
+        started = time.perf_counter()
+        with running(command, path):
+            return (time.perf_counter() - started) * 1000
+
+
+def rows(runs: int) -> list[Row]:
+    """Medians of *runs* starts."""
+    found = []
     for name, measure in MEASURES.items():
         times = [measure() for _ in range(runs)]
-        limit = LIMITS[name]
-        median = statistics.median(times)
-        late |= median > limit
-        print(f"{name:24} fastest {min(times):6.0f} ms   median {median:6.0f} ms   limit {limit} ms")
-    return 1 if late else 0
+        found.append(Row(name, statistics.median(times), None, "ms", limit=LIMITS[name]))
+    both: dict[str, list[float]] = {"ours": [], "daemon": []}
+    for _ in range(runs):
+        for side, times in both.items():
+            times.append(serving(side))
+    found.append(
+        Row("server until its first answer", *(statistics.median(both[side]) for side in ("ours", "daemon")), "ms")
+    )
+    return found
+
+
+def main() -> int:
+    need(DAEMON)
+    found = rows(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    print(*map(shown, found), sep="\n")
+    return int(any(row.limit is not None and row.ours > row.limit for row in found))
 
 
 if __name__ == "__main__":

@@ -96,8 +96,12 @@ def test_scripts_are_operands_of_run(started: list[tuple[str, CommonOptions, lis
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (["--add-fd", "fd=3,set=1"], "--add-fd: not available in this version"),
-        (["serve", "--daemonize"], "--daemonize: not available in this version"),
+        (["--daemonize"], "--daemonize: not an option of 'blockmon'"),
+        (["serve", "--daemonize", "--qmp", "stdio"], "--qmp stdio: cannot use stdio with --daemonize"),
+        (
+            ["repl", "--connect", "unix:/s", "--add-fd", "fd=3,set=1"],
+            "--add-fd: the engine at unix:/s was set up by whoever started it",
+        ),
         (["--connect=unix:/s"], "--connect: not an option of 'blockmon'"),
         (["doctor", "x"], "doctor: not available in this version"),
         (["connect"], "connect: needs an ADDR"),
@@ -114,6 +118,7 @@ def test_scripts_are_operands_of_run(started: list[tuple[str, CommonOptions, lis
         (["run", "--update", "-"], "--update: the script can't come from standard input"),
         (["run", "--theme", "dark", "x"], "--theme: needs --tui"),
         (["--nonsense"], "--nonsense: unknown option"),
+        (["run", "--keep-goin", "x"], "--keep-goin: unknown option; did you mean '--keep-going'?"),
         (["serve", "--blockdev"], "--blockdev: needs OPTS"),
         (["x", "--rw=on"], "--rw: takes no value"),
         (["run"], "run: needs a SCRIPT"),
@@ -186,6 +191,13 @@ def test_log_that_cannot_be_written(
     assert capsys.readouterr().err == f"blockmon: --log {path}: No such file or directory\n"
 
 
+def test_a_warning_of_the_engine_says_whose_it_is(tmp_path: Path) -> None:
+    script = tmp_path / "s"
+    text = "".join(f"blockdev-add driver=null-co node-name={name} size=1M\n" for name in "ab")
+    script.write_text(text + "blockdev-backup job-id=j device=a target=b sync=full\n@wait-job j null\n")
+    assert run_cli("run", str(script)).stderr.startswith("blockmon: warning: node 'b' tells no cluster size")
+
+
 def test_log_is_written(tmp_path: Path) -> None:
     path = tmp_path / "log"
     run_cli("run", "--log", str(path), "/dev/null")
@@ -197,7 +209,8 @@ def test_help_lists_the_options_of_the_mode_and_no_others(mode: str, capsys: pyt
     assert cli.main([*([mode] if mode else []), "--help"]) == 0
     shown = {word for word in capsys.readouterr().out.split() if word.startswith("--")}
     assert set(cli.MODES[mode].options) <= shown
-    assert not shown & set(cli.LATER_OPTIONS)
+    others = {option for other in cli.MODES.values() for option in other.options} - set(cli.MODES[mode].options)
+    assert not shown & others
 
 
 def test_version_answers_at_once() -> None:

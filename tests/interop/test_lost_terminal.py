@@ -60,7 +60,7 @@ def test_in_gnu_screen_within_tmux(tmux: Callable[..., Tmux], tmp_path: Path) ->
     terminal = tmux(["screen", "-c", "/dev/null", "-U", "-T", "screen", *program], env=env)
     terminal.wait_for("disk0")
     shown = terminal.wait_for("(qmp)")
-    assert "─ REPL ─" in shown
+    assert "─ F5 REPL ─" in shown
     assert shown.splitlines()[-1].startswith(" F1 help")
     terminal.send("F5")
     terminal.type("query-version")

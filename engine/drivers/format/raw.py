@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
 from engine.errors import GenericError
 from engine.graph.driver import (
@@ -166,6 +167,11 @@ class RawDriver(Driver):
         if self.node.probed_raw and offset < _PROBE_SPAN:
             return None
         return self.file.child.driver.begin_write(offset + self.offset, length)
+
+    def begin_writes(self, offset: int, runs: Sequence[tuple[int, int]], settle: bool) -> WritePlan | None:
+        if self.node.probed_raw and offset < _PROBE_SPAN:
+            return None
+        return self.file.child.driver.begin_writes(offset + self.offset, runs, settle)
 
     def info(self) -> DriverInfo | None:
         return self.file.child.driver.info()

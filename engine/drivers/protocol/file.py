@@ -7,10 +7,11 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+from engine.descriptors.fdsets import PREFIX as FDSET
 from engine.drivers.protocol import attributes, hostfile
 from engine.drivers.protocol.locks import ImageLock, ofd_locks_work
 from engine.errors import GenericError, os_error_text
@@ -30,7 +31,11 @@ from engine.graph.driver import (
 )
 from engine.graph.options import OnOffAuto, PreallocMode
 from engine.graph.permissions import Perm
+from engine.graph.runs import DATA, ZERO
 from engine.qapi import Enum, Feature, Int, Size, Struct, UInt64
+
+if TYPE_CHECKING:
+    from engine.graph.node import Node
 
 _DATA_HERE = int(Status.DATA | Status.OFFSET_VALID)
 _ZERO_HERE = int(Status.ZERO | Status.OFFSET_VALID)
@@ -124,7 +129,7 @@ class HostFileDriver(Driver):
             self.length = self._file_length()
             self._probe_alignment()
         except BaseException:
-            os.close(self.fd)
+            self._close_fd(self.fd)
             self.fd = -1
             raise
         locking = options.locking or OnOffAuto.AUTO
@@ -140,9 +145,17 @@ class HostFileDriver(Driver):
         if self._next_direct:
             flags |= os.O_DIRECT
         # A FIFO or a tape must not make the opening wait; for files and disks O_NONBLOCK has no meaning.
+        if self.filename.startswith(FDSET):
+            return self.node.graph.fdsets.open(self.filename, flags)
         fd = os.open(self.filename, flags)
         os.set_blocking(fd, True)
         return fd
+
+    def _close_fd(self, fd: int) -> None:
+        if self.filename.startswith(FDSET):
+            self.node.graph.fdsets.close_fd(fd)
+        else:
+            os.close(fd)
 
     def _check_type(self, info: os.stat_result) -> None:
         raise AssertionError
@@ -169,7 +182,7 @@ class HostFileDriver(Driver):
     def close(self) -> None:
         for fd in (self._next_fd, self.fd):
             if fd is not None and fd >= 0:
-                os.close(fd)
+                self._close_fd(fd)
         self.fd = -1
         self._next_fd = None
 
@@ -194,7 +207,7 @@ class HostFileDriver(Driver):
             self.fd_read_only = self._next_read_only
             if self.lock is not None:
                 self.lock.move_to(self.fd)
-            os.close(old)
+            self._close_fd(old)
             if self._direct != self._next_direct:
                 self._direct = self._next_direct
                 self._probe_alignment()
@@ -203,7 +216,7 @@ class HostFileDriver(Driver):
 
     def abort_permissions(self) -> None:
         if self._next_fd is not None:
-            os.close(self._next_fd)
+            self._close_fd(self._next_fd)
             self._next_fd = None
         if self.lock is not None and self.fd >= 0:
             taken, shared = self.node.cumulative_permissions()
@@ -321,6 +334,12 @@ class HostFileDriver(Driver):
         data, run = hostfile.data_run(self.fd, offset, length)
         return Extent(run, _DATA_HERE if data else _ZERO_HERE, self.node, offset)
 
+    def block_map(self, offset: int, length: int) -> list[tuple[int, int, Node | None, int]]:
+        return [
+            (run, _DATA_HERE if data else _ZERO_HERE, self.node, at)
+            for data, run, at in hostfile.data_runs(self.fd, offset, length)
+        ]
+
     def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
         with self._truncate_lock:
             old = self.length
@@ -334,6 +353,21 @@ class HostFileDriver(Driver):
         if self._memory_alignment > 1:
             return None
         return WritePlan([(self.node, offset, length)], lambda: self._grown_to(offset + length), lambda: None)
+
+    def begin_writes(self, offset: int, runs: Sequence[tuple[int, int]], settle: bool) -> WritePlan | None:
+        length = sum(run for run, _ in runs)
+        # What is a hole has its zeros already.
+        if self._memory_alignment > 1 or offset + length > self.length:
+            return None
+        empty = hostfile.data_run(self.fd, offset, length) == (False, length)
+        extents = []
+        for run, kind in runs:
+            if kind == DATA:
+                extents.append((self.node, offset, run))
+            elif kind == ZERO and not empty and hostfile.data_run(self.fd, offset, run) != (False, run):
+                return None
+            offset += run
+        return WritePlan(extents, lambda: None, lambda: None)
 
     def allocated_size(self) -> int | None:
         return os.fstat(self.fd).st_blocks * 512
@@ -422,8 +456,9 @@ class FileDriver(HostFileDriver):
     @classmethod
     def create(cls, options: BlockdevCreateOptionsFile, context: CreateContext) -> None:
         mode = options.preallocation or PreallocMode.OFF
+        flags, passed = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, options.filename.startswith(FDSET)
         try:
-            fd = os.open(options.filename, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = context.open_fdset(options.filename, flags) if passed else os.open(options.filename, flags, 0o644)
         except OSError as exc:
             raise GenericError(f"Could not create '{options.filename}': {os_error_text(exc)}") from exc
         try:
@@ -446,7 +481,10 @@ class FileDriver(HostFileDriver):
             except OSError as exc:
                 raise GenericError(f"Could not resize file: {os_error_text(exc)}") from exc
         finally:
-            os.close(fd)
+            if passed:
+                context.close_fdset(fd)
+            else:
+                os.close(fd)
 
 
 @register

@@ -48,6 +48,32 @@ def start_writeback(fd: int) -> None:
     _libc_sync_file_range()(fd, 0, 0, _START_WRITE)
 
 
+def data_runs(fd: int, offset: int, length: int) -> list[tuple[bool, int, int]]:
+    """All of a range as data_run() tells it: (whether there is data, bytes, offset) of every run."""
+    found = []
+    end = offset + length
+    seek, to_data, to_hole = os.lseek, os.SEEK_DATA, os.SEEK_HOLE
+    while offset < end:
+        try:
+            data = seek(fd, offset, to_data)
+        except OSError as exc:
+            found.append((exc.errno != errno.ENXIO, end - offset, offset))
+            break
+        if data > offset:
+            data = min(data, end)
+            found.append((False, data - offset, offset))
+            offset = data
+            continue
+        try:
+            hole = seek(fd, offset, to_hole)
+        except OSError:
+            hole = end
+        hole = min(hole, end) if hole > offset else end
+        found.append((True, hole - offset, offset))
+        offset = hole
+    return found
+
+
 def data_run(fd: int, offset: int, length: int) -> tuple[bool, int]:
     """(whether there is data at *offset*, bytes of the run, at most *length*); by SEEK_DATA and SEEK_HOLE.
 

@@ -7,6 +7,7 @@ import logging
 import socket
 from typing import Any, ClassVar
 
+from engine.descriptors.passing import PassingSocket
 from engine.errors import GenericError
 from engine.monitor.chardev.base import Chardev, chardev_kind
 from engine.monitor.chardev.options import ChardevSocket
@@ -152,6 +153,9 @@ class SocketChardev(Chardev):
             self._sessions[session] = name
             session.on_lost.append(lambda: self._lost(session))
             client.setblocking(False)
+            if isinstance(self._address, UnixSocketAddress):
+                client = passing = PassingSocket(client)
+                session.take_passed = passing.take_passed
             await asyncio.get_running_loop().connect_accepted_socket(lambda: session, client)
         except OSError as exc:
             # The client went before it was served.

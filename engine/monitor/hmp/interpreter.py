@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from engine.descriptors.passing import client
 from engine.errors import QMPError
 from engine.monitor.hmp import commands as _commands  # noqa: F401  (registers them)
 from engine.monitor.hmp.arguments import ArgumentError, parse
@@ -50,7 +51,12 @@ class Monitor:
 async def run_line(engine: Engine, line: str) -> str:
     """Execute *line* and return what it printed, as human-monitor-command does (lines end in CR LF)."""
     printed: list[str] = []
-    await execute(Monitor(engine, printed.append), line)
+    # What is passed to a QMP client's socket is not for the line.
+    token = client.set(None)
+    try:
+        await execute(Monitor(engine, printed.append), line)
+    finally:
+        client.reset(token)
     return "".join(printed).replace("\n", "\r\n")
 
 

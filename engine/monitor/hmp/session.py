@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from engine.descriptors.passing import client
 from engine.monitor.hmp.completion import complete
 from engine.monitor.hmp.interpreter import Monitor, execute
 from engine.monitor.hmp.readline import Readline
@@ -62,6 +63,8 @@ class HMPSession(Session):
         self._readline.show_prompt()
 
     def data_received(self, data: bytes) -> None:
+        if (fds := self.take_passed()) is not None:
+            self.descriptors.arrived(fds)
         if self._stopped:
             return
         self._input += data
@@ -138,7 +141,11 @@ class HMPSession(Session):
 
     async def _execute(self, line: str) -> str:
         self._said.clear()
-        await execute(self._monitor, line)
+        token = client.set(self.descriptors)
+        try:
+            await execute(self._monitor, line)
+        finally:
+            client.reset(token)
         return "".join(self._said)
 
     def _finish_if_done(self) -> None:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from engine.descriptors.passing import client
 from engine.errors import CommandNotFound, GenericError, QMPError
 from engine.monitor.outlet import Outlet
 from engine.monitor.qmp.events import EventHub, encode
@@ -64,7 +65,8 @@ class QMPSession(Session):
         self._keep_open = keep_open
         self._stream = JSONStream()
         self._outlet = Outlet(lost_events(pretty))
-        self._queue: deque[Any] = deque()
+        self._queue: deque[tuple[Any, list[int] | None]] = deque()
+        self._early_fds: list[int] | None = None
         self._task: asyncio.Task[None] | None = None
         self._out_of_band: set[asyncio.Task[None]] = set()
         self._transport: asyncio.Transport | None = None
@@ -78,10 +80,13 @@ class QMPSession(Session):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._outlet.connect(transport)
+        self._engine.graph.fdsets.monitors += 1
         version = registry.dispatch(self._engine, "query-version")
         self._send({"QMP": {"version": version, "capabilities": list(CAPABILITIES)}})
 
     def data_received(self, data: bytes) -> None:
+        if (fds := self.take_passed()) is not None:
+            self._passed_with_next(fds)
         if self._stopped:
             return
         self._take(self._stream.feed(data))
@@ -94,7 +99,8 @@ class QMPSession(Session):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._queue.clear()
+        self._drop_queue()
+        self._engine.graph.fdsets.monitor_gone()
         self._hub.listeners.discard(self)
         self._outlet.disconnect()
         super().connection_lost(exc)
@@ -108,7 +114,7 @@ class QMPSession(Session):
     async def stop(self) -> None:
         """Take no more commands; wait for the one that runs."""
         self._stopped = True
-        self._queue.clear()
+        self._drop_queue()
         if self._task is not None:
             self._outlet.resume()
             await asyncio.wait([self._task])
@@ -122,6 +128,21 @@ class QMPSession(Session):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    # -- descriptors -----------------------------------------------------------------------------------------
+
+    def _passed_with_next(self, fds: list[int]) -> None:
+        """*fds* belong to the next command that is complete, however many wait in front of it."""
+        if self._early_fds is not None:
+            self.descriptors.arrived(self._early_fds)
+        self._early_fds = fds
+
+    def _drop_queue(self) -> None:
+        for _, fds in self._queue:
+            self.descriptors.arrived(fds or [])
+        self._queue.clear()
+        self.descriptors.arrived(self._early_fds or [])
+        self._early_fds = None
 
     # -- requests --------------------------------------------------------------------------------------------
 
@@ -137,7 +158,8 @@ class QMPSession(Session):
                 self._out_of_band.add(task)
                 task.add_done_callback(self._out_of_band.discard)
             else:
-                self._queue.append(message)
+                fds, self._early_fds = self._early_fds, None
+                self._queue.append((message, fds))
         if self._queue and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
         self._regulate()
@@ -160,7 +182,9 @@ class QMPSession(Session):
                 if self._outlet.paused:
                     await self._outlet.ready()
                     continue
-                message = self._queue.popleft()
+                message, fds = self._queue.popleft()
+                if fds is not None:
+                    self.descriptors.arrived(fds)
                 self._send(await self._reply(message))
                 self._regulate()
                 if clock() > until:
@@ -185,7 +209,7 @@ class QMPSession(Session):
         if request.command == QUIT:
             # What follows it is not looked at any more.
             self._stopped = True
-            self._queue.clear()
+            self._drop_queue()
         return success(message, result)
 
     async def _execute(self, name: str, arguments: dict[str, Any], oob: bool) -> Any:
@@ -198,7 +222,11 @@ class QMPSession(Session):
             return command.call(self, arguments)
         if name.startswith(OWN_COMMANDS):
             self.knows_us = True
-        return await self._engine.run_command(name, arguments)
+        token = client.set(self.descriptors)
+        try:
+            return await self._engine.run_command(name, arguments)
+        finally:
+            client.reset(token)
 
     async def _answer_out_of_band(self, message: Any) -> None:
         self._send(await self._reply(message))

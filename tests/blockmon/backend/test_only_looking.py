@@ -82,7 +82,9 @@ async def test_from_the_prompt(server: FakeQemu, tmp_path: Path) -> None:
     _, told = await front_end(
         "repl", "--connect", server.address, "--read-only", typed="\n".join(typed) + "\n", where=tmp_path
     )
-    assert "read-only: 'blockdev-del' may change something, and was not sent; --rw, or no --read-only, allows it" in told
+    assert (
+        "read-only: 'blockdev-del' may change something, and was not sent; --rw, or no --read-only, allows it" in told
+    )
     assert "query-status" in {name for name, _ in server.asked}
     assert what_arrived(server) == []
 

@@ -59,7 +59,9 @@ def test_hmp_lines(line: str, allowed: bool) -> None:
 async def test_nothing_of_it_is_sent_and_the_way_out_is_told() -> None:
     inner = FakeBackend({"query-block": [], "stop": {}})
     backend = ReadOnlyBackend(inner)
-    with pytest.raises(CommandError, match=r"'stop' may change something, and was not sent; --rw, or no --read-only, allows it"):
+    with pytest.raises(
+        CommandError, match=r"'stop' may change something, and was not sent; --rw, or no --read-only, all"
+    ):
         await backend.execute("stop")
     assert inner.calls == []
     assert await backend.execute("query-block") == []

@@ -32,7 +32,35 @@ def edges_of(graph: dict[str, Any], parent: str) -> list[dict[str, Any]]:
 
 
 def test_an_empty_graph(engine: Engine) -> None:
-    assert graph_of(engine) == {"generation": engine.graph.generation, "nodes": [], "parents": [], "edges": []}
+    answer = graph_of(engine)
+    assert answer.pop("mark") >= 0
+    assert answer == {"generation": engine.graph.generation, "nodes": [], "parents": [], "edges": []}
+
+
+def test_what_has_moved_since_a_mark(engine: Engine) -> None:
+    for name in ("a", "b"):
+        engine.execute("blockdev-add", {"driver": "null-co", "node-name": name, "size": 1 << 20})
+    first = graph_of(engine)
+
+    def moved(since: int) -> tuple[list[str], int]:
+        answer = engine.execute("x-blockmon-query-io", {"since": since})
+        assert answer["generation"] == engine.graph.generation
+        return [node["node-name"] for node in answer["nodes"]], answer["mark"]
+
+    names, mark = moved(first["mark"])
+    assert names == []
+    engine.execute("human-monitor-command", {"command-line": 'qemu-io a "write 0 4k"'})
+    names, later = moved(mark)
+    assert names == ["a"]
+    assert moved(later)[0] == []
+    # Whoever asked longer ago hears of it too.
+    assert moved(first["mark"])[0] == ["a"]
+    node = engine.execute("x-blockmon-query-io", {"since": first["mark"]})["nodes"][0]
+    assert node == nodes_of(engine)["a"]
+    assert node["wr-bytes"] == 4096
+    mark = moved(later)[1]
+    engine.execute("block-dirty-bitmap-add", {"node": "b", "name": "new"})
+    assert moved(mark)[0] == ["b"]
 
 
 def test_nodes_edges_and_their_permissions(engine: Engine, tmp_path: Path) -> None:

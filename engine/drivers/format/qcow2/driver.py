@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.drivers.format.qcow2 import compress, hostplan, packing, reading, resize, unmap, writing
@@ -10,6 +11,7 @@ from engine.drivers.format.qcow2 import header as hdr
 from engine.drivers.format.qcow2 import settings as cfg
 from engine.drivers.format.qcow2 import snapshots as snap
 from engine.drivers.format.qcow2.bitmap_node import NodeBitmaps
+from engine.drivers.format.qcow2.hostplan import Filling, Reservation
 from engine.drivers.format.qcow2.image import Image
 from engine.drivers.format.qcow2.options import (
     BlockdevAmendOptionsQcow2,
@@ -43,6 +45,7 @@ from engine.qapi import Struct
 
 if TYPE_CHECKING:
     from engine.drivers.format.qcow2.findings import CheckResult
+    from engine.graph.node import Node
 
 _COMPRESSED = int(WriteFlag.COMPRESSED)
 
@@ -444,6 +447,13 @@ class Qcow2Driver(Driver):
             return Extent(run, flags, edge.child, host)
         return Extent(run, flags)
 
+    def block_map(self, offset: int, length: int) -> list[tuple[int, int, Node | None, int]]:
+        child = (self.node.children.get("data-file") or self.file).child
+        return [
+            (run, flags, child if flags & 0x04 else None, host)
+            for run, flags, host in reading.block_map(self.image, offset, length)
+        ]
+
     def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
         if not length % resize.MIN_SIZE_UNIT:
             self.bitmaps.check_resizable(self.image)
@@ -454,7 +464,13 @@ class Qcow2Driver(Driver):
         node = (self.node.children.get("data-file") or self.file).child
         if not node.driver.is_protocol:
             return None
-        reservation = hostplan.reserve(self.image, offset, offset + length)
+        return self._plan(node, hostplan.reserve(self.image, offset, offset + length))
+
+    def begin_writes(self, offset: int, runs: Sequence[tuple[int, int]], settle: bool) -> WritePlan | None:
+        node = self.file.child
+        return self._plan(node, hostplan.fill(self.image, offset, runs, settle)) if node.driver.is_protocol else None
+
+    def _plan(self, node: Node, reservation: Reservation | Filling | None) -> WritePlan | None:
         if reservation is None:
             return None
 

@@ -106,6 +106,24 @@ def read_for_copy(image: Image, offset: int, buffer: memoryview) -> None:
     fill_zero(buffer[inside:])
 
 
+def block_map(image: Image, offset: int, length: int) -> list[tuple[int, int, int]]:
+    """All of a range as block_status() tells it. Errors: OSError."""
+    with image.lock:
+        image.check_alive()
+        runs = map_range(image, offset, length)
+    data = _DATA | _VALID
+    if any(kind == NORMAL for kind, _, _ in runs) and image.sparse_data():
+        data |= _RECURSE
+    flags = {
+        NORMAL: data,
+        ZERO_ALLOCATED: _ZERO | _VALID,
+        ZERO_PLAIN: _ZERO,
+        COMPRESSED_DATA: _DATA | _COMPRESSED,
+        UNALLOCATED_OWNED: _VALID,
+    }
+    return [(run, flags.get(kind, 0), host if kind <= UNALLOCATED_OWNED else 0) for kind, run, host in runs]
+
+
 def block_status(image: Image, offset: int, length: int) -> tuple[int, int, int]:
     """(length, Status bits, host offset in the data child): one run of this layer, as long as it goes on. Errors:
     OSError.

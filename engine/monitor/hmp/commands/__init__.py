@@ -3,6 +3,7 @@
 from engine.monitor.hmp.commands import (  # noqa: F401
     backup,
     commit,
+    descriptors,
     devices,
     drives,
     help,
