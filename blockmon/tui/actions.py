@@ -16,7 +16,10 @@ from blockmon.tui.node_actions import NODE_ACTIONS, node_choices
 from blockmon.tui.parent_actions import parent_choices
 from blockmon.tui.subject import JobSubject, NodeSubject, ParentSubject, Subject
 
-__all__ = ["JOB_ACTIONS", "NODE_ACTIONS", "Choice", "choices", "job_choices", "node_choices", "parent_choices", "value"]
+__all__ = [
+    "JOB_ACTIONS", "NODE_ACTIONS", "Choice", "choices", "job_choices", "node_choices", "parent_choices", "possible",
+    "value",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,34 @@ def job_choices(state: ScreenState, serial: int) -> list[Choice]:
     found: list[Choice] = []
     for action in JOB_ACTIONS:
         command = action.write(job)
-        if action.verb in verbs and command is not None and command.split(" ", 1)[0] in state.commands:
+        if command is None or action.verb not in verbs:
+            continue
+        if command.split(" ", 1)[0] not in state.commands:
+            command = _before_jobs(command)
+        if command.split(" ", 1)[0] in state.commands:
             found.append(Choice(action.key, action.name, command))
     return found
+
+
+def _before_jobs(command: str) -> str:
+    """The same for a server from before QEMU 3.0, which knows block jobs only."""
+    if not command.startswith("job-"):
+        return command
+    force = " force=on" if command.startswith("job-cancel ") else ""
+    return f"block-{command.replace(' id=', ' device=', 1)}{force}"
+
+
+def possible(state: ScreenState, subject: Subject | None) -> bool:
+    """Whether anything can be done to *subject*."""
+    if isinstance(subject, NodeSubject):
+        return next(node_choices(state, subject.name), None) is not None
+    return bool(choices(state, subject))
 
 
 def choices(state: ScreenState, subject: Subject | None) -> list[Choice]:
     """What can be done to *subject*; nothing, for things that no command takes."""
     if isinstance(subject, NodeSubject):
-        return node_choices(state, subject.name)
+        return list(node_choices(state, subject.name))
     if isinstance(subject, ParentSubject):
         return parent_choices(state, subject.key)
     if isinstance(subject, JobSubject):

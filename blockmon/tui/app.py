@@ -19,7 +19,7 @@ from blockmon.repl.session import ReplSession
 from blockmon.themes import ThemeFile, brief, find_theme
 from blockmon.tui.bars import FooterBar, HeaderBar, PromptTitle, Tab, TabBar
 from blockmon.tui.commanding import CommandingApp
-from blockmon.tui.configured import keymap, keys_of_application, pane_bindings, tabs
+from blockmon.tui.configured import keymap, keys_of_application, pane_bindings, shown_key, tabs
 from blockmon.tui.events_pane import EventsPane
 from blockmon.tui.graph_pane import GraphPane
 from blockmon.tui.help import help_sections
@@ -79,6 +79,8 @@ class BlockmonApp(CommandingApp):
         Binding("ctrl+z", "suspend_process", "suspend", show=False, priority=True, id="suspend"),
         Binding("f8", "zoom", "zoom", show=False, priority=True, id="zoom.anywhere"),
         Binding("f9", "palette", "commands and views", show=False, priority=True, id="palette.anywhere"),
+        # Some terminals keep F1 for themselves.
+        Binding("question_mark", "help", "help", key_display="?", show=False, id="help.letter"),
         Binding("a", "actions", "actions", id="actions"),
         Binding("colon,ctrl+p", "palette", "commands", key_display=":", id="palette"),
         Binding("z", "zoom", "zoom", id="zoom"),
@@ -133,6 +135,10 @@ class BlockmonApp(CommandingApp):
         self.prompt.keep = self.keep_at_prompt
         self.footer = FooterBar(look, id="footer")
         self.inspector.backend = self.backend
+        self.log_pane.on_jump = self.reveal
+        self.jobs.on_command = self.choose
+        for pane in (self.graph, self.jobs, self.log_pane):
+            pane.on_choose = self._choose
         self.panes: dict[str, RowsPane] = {
             "graph": self.graph, "jobs": self.jobs, "inspector": self.inspector, "events": self.log_pane,
         }  # fmt: skip
@@ -260,7 +266,10 @@ class BlockmonApp(CommandingApp):
         lower = max(4, min(10, (rows - prompt_rows) * 3 // 10))
         for pane, above in ((self.jobs, self.graph), (self.log_pane, self.inspector)):
             pane.styles.height = lower if above.display and pane.display else "1fr"
-        self.footer.left_out = frozenset(tab.key.lower() for tab in self.tabs.tabs) if alone else frozenset()
+        # Among tabs the keys that lead to the panes stand with their names.
+        key = shown_key(self.keymap.get("pane.repl"), "F5")
+        self.prompt_title.key = key if alone else ""
+        self.footer.left_out = frozenset({*(tab.key.lower() for tab in self.tabs.tabs), key.lower()} if alone else ())
         for bar in (self.header, self.tabs, self.prompt_title, self.footer):
             bar.update_line()
         for pane in self.panes.values():
@@ -321,6 +330,14 @@ class BlockmonApp(CommandingApp):
         elif self._active == "inspector":
             self.action_pane(self._before_inspector)
 
+    async def key_at_once(self, event: events.Key) -> bool:
+        """Textual hands a key on to the widget in focus, and the next one too, before it does what the first is for.
+        What was typed ahead belongs to the pane that the key before leads to."""
+        focused = self.focused
+        if len(self.screen_stack) > 1 or not isinstance(focused, RowsPane) or focused.takes(event):
+            return False
+        return await self._check_bindings(event.key, priority=True) or await self._check_bindings(event.key)
+
     # What is selected.
 
     def on_graph_pane_selected(self, message: GraphPane.Selected) -> None:
@@ -340,15 +357,6 @@ class BlockmonApp(CommandingApp):
             self.inspector.inspect(subject)
             self.action_pane("inspector")
 
-    def on_graph_pane_chosen(self, message: GraphPane.Chosen) -> None:
-        self._choose(message.subject)
-
-    def on_jobs_pane_chosen(self, message: JobsPane.Chosen) -> None:
-        self._choose(message.subject)
-
-    def on_events_pane_chosen(self, message: EventsPane.Chosen) -> None:
-        self._choose(message.subject)
-
     def on_tab_bar_picked(self, message: TabBar.Picked) -> None:
         self.action_pane(message.pane_id)
 
@@ -365,12 +373,6 @@ class BlockmonApp(CommandingApp):
         self.header.say(f"copied {message.what}")
 
     # Commands for the prompt.
-
-    def on_jobs_pane_command(self, message: JobsPane.Command) -> None:
-        self.choose(message.choice)
-
-    def on_events_pane_jumped(self, message: EventsPane.Jumped) -> None:
-        self.reveal(message.subject)
 
     def on_events_pane_told(self, message: EventsPane.Told) -> None:
         self.header.say(message.text, error=message.error)
@@ -393,7 +395,7 @@ class BlockmonApp(CommandingApp):
         if action == "pane" and parameters and parameters[0] != "prompt":
             return parameters[0] in self.config.screen.panes
         if action == "actions":
-            return bool(self.choices())
+            return self.can_act()
         if action == "zoom":
             return self.focused is not None
         if action == "back":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -96,16 +97,25 @@ class HeaderBar(BarWidget):
             pieces = [("starting", "header-dim")]
         else:
             nodes, jobs = len(state.graph.nodes), state.jobs.active
-            broken = sum(edge.child is None for edge in state.graph.edges)
+            broken = state.graph.broken
             read, write = ("read", "write") if line.width >= 100 else (symbols.read, symbols.write)
+            # A storage daemon counts nothing, which is not the same as that nothing happens.
+            nothing = "0" if state.graph.counters or not nodes else "-"
             pieces = [
-                (f"{nodes}", "header-strong"), (" node  " if nodes == 1 else " nodes  ", "header-dim"),
+                (f"{nodes}" if state.graph_known else "?", "header-strong"),
+                (" node  " if nodes == 1 else " nodes  ", "header-dim"),
                 (f"{jobs}", "header-strong"), (" job  " if jobs == 1 else " jobs  ", "header-dim"),
                 (f"{symbols.error} {broken} broken  " if broken else "", "header-error"),
-                (read, "header-dim"), (f"{rate_short(total.rd_bytes) or '0':>7}", "header-strong"),
-                (f"  {write}", "header-dim"), (f"{rate_short(total.wr_bytes) or '0':>7}", "header-strong"),
+                (read, "header-dim"), (f"{rate_short(total.rd_bytes) or nothing:>7}", "header-strong"),
+                (f"  {write}", "header-dim"), (f"{rate_short(total.wr_bytes) or nothing:>7}", "header-strong"),
             ]  # fmt: skip
-            if line.width < NARROW:
+            doubt = safe_text(state.graph_error) if state.graph_error is not None else ""
+            if state.unanswered is not None:
+                doubt = time.strftime("no answer since %H:%M:%S", time.localtime(state.unanswered))
+            if doubt:
+                # Rates are the least of it when what is shown is not how things are.
+                pieces[5:] = [(f"{symbols.notable} {doubt}", "header-error")]
+            elif line.width < NARROW:
                 pieces = [(text.strip() or text, style) for text, style in pieces]
                 for number, letter in ((1, "n "), (3, "j ")):
                     pieces[number] = letter, pieces[number][1]
@@ -132,10 +142,13 @@ class PromptTitle(BarWidget):
         self.focused_below = False
         self.join_at: int | None = None
         """Where a vertical rule comes down from above."""
+        self.key = ""
+        """The key that leads here, where it has to be told."""
 
     def draw(self, line: Line) -> Strip:
         symbols = self.look.symbols
-        line.add(symbols.rule, "rule").add(" REPL ", "title-focus" if self.focused_below else "title")
+        line.add(symbols.rule, "rule").add(f" {self.key}" if self.key else "", "tab-key")
+        line.add(" REPL ", "title-focus" if self.focused_below else "title")
         if self.join_at is not None and self.join_at > line.used:
             line.to(self.join_at, "rule", symbols.rule).add(symbols.rule_up, "rule")
         return line.to(line.width, "rule", symbols.rule).finish()
@@ -222,15 +235,32 @@ def key_name(binding: Binding, ascii_only: bool = False) -> str:
     return _ASCII_KEY_NAMES.get(name, name) if ascii_only else name
 
 
+@dataclass(frozen=True)
+class FooterEntry:
+    """A key of the footer. *weight* tells how soon it gives way: 0 never."""
+
+    key: str
+    name: str
+    description: str
+    weight: int
+
+    @property
+    def width(self) -> int:
+        """Cells that it takes."""
+        return cell_len(self.name) + 1 + cell_len(self.description)
+
+
 class FooterBar(BarWidget):
     """
     The keys that work now, from the bindings themselves.
 
-    F-keys come first, then those of the focused pane, then the rest. Where there is not room for all, those in the
-    middle go first: F1 and ^Q stay.
+    F-keys come first, then those of the focused pane, then the rest. Where there is not room for all, they stand closer
+    together; then the F-keys but F1 give way, and then what works everywhere: the pane's own keys stay longest.
     """
 
     LAST: ClassVar[tuple[str, ...]] = ("ctrl+q",)
+    AT_PROMPT: ClassVar[tuple[str, ...]] = ("f8", "f9")
+    """Shown where the letters that do the same are typed as text."""
 
     def __init__(self, look: Look, *, id: str | None = None) -> None:
         super().__init__(look, id=id)
@@ -238,47 +268,54 @@ class FooterBar(BarWidget):
         """Keys that are written elsewhere on the screen."""
         self._places: list[tuple[int, int, str]] = []
 
-    def entries(self) -> list[tuple[str, str, str]]:
-        """Key, its name and its description, in the order shown."""
-        found: list[tuple[tuple[int, int], str, str, str]] = []
-        ascii_only = self.look.symbols.arrow != "→"
+    def entries(self) -> list[FooterEntry]:
+        """The keys that work, in the order shown."""
+        found: list[tuple[tuple[int, int], FooterEntry]] = []
+        app, ascii_only = self.app, self.look.symbols.arrow != "→"
+        at_prompt = app.focused is not None and app.focused.id == "prompt"
+        # What is typed into a pane is no command to it; the line that is typed into tells its own keys.
+        typed_into = app.focused if getattr(app.focused, "typing", False) else None
         seen: set[tuple[object, str]] = set()
-        for number, (key, active) in enumerate(self.app.screen.active_bindings.items()):
+        for number, (key, active) in enumerate(app.screen.active_bindings.items()):
             binding = active.binding
-            if not binding.show or not active.enabled or key in self.left_out:
+            shown = binding.show or (at_prompt and key in self.AT_PROMPT)
+            if not shown or not active.enabled or key in self.left_out or (active.node, binding.action) in seen:
                 continue
-            if (active.node, binding.action) in seen:
+            if active.node is typed_into or (typed_into is not None and key == "escape"):
                 continue
             seen.add((active.node, binding.action))
             is_f_key = key[0] == "f" and key[1:].isdigit()
-            rank = (2, number) if key in self.LAST else (0, int(key[1:])) if is_f_key else (1, number)
-            found.append((rank, key, key_name(binding, ascii_only), binding.description))
-        return [(key, name, description) for _, key, name, description in sorted(found)]
+            place = (2, number) if key in self.LAST else (0, int(key[1:])) if is_f_key else (1, number)
+            if key == "f1" or key in self.LAST:
+                weight = 0
+            elif is_f_key:
+                weight = 3
+            else:
+                # The way out is as good as a key of the pane's own.
+                weight = 2 if active.node is app and key != "escape" else 1
+            found.append((place, FooterEntry(key, key_name(binding, ascii_only), binding.description, weight)))
+        return [entry for _, entry in sorted(found, key=lambda item: item[0])]
 
     def draw(self, line: Line) -> Strip:
         entries = self.entries()
-        last = [entry for entry in entries if entry[0] in self.LAST]
-        rest = [entry for entry in entries if entry[0] not in self.LAST]
-
-        def width(entry: tuple[str, str, str]) -> int:
-            return cell_len(entry[1]) + 1 + cell_len(entry[2]) + 2
-
-        room = line.width - 1 - sum(width(entry) for entry in last)
-        shown: list[tuple[str, str, str]] = []
-        for entry in rest:
-            if width(entry) <= room:
+        room = line.width - 1
+        gap = 2 if sum(entry.width + 2 for entry in entries) <= room else 1
+        shown: list[FooterEntry] = []
+        for entry in sorted(entries, key=lambda entry: entry.weight):
+            if entry.width + (gap if shown else 0) <= room:
+                room -= entry.width + (gap if shown else 0)
                 shown.append(entry)
-                room -= width(entry)
+        shown.sort(key=entries.index)
         self._places = []
         line.add(" ", "footer")
-        at = line.width + 1 - sum(width(entry) for entry in last)
-        for key, name, description in [*shown, *last]:
-            if key in self.LAST:
-                line.to(at, "footer")
-                at += width((key, name, description))
+        for number, entry in enumerate(shown):
+            if entry.key in self.LAST:
+                line.to(max(line.used, line.width - entry.width - (1 if gap == 2 else 0)), "footer")
             start = line.used
-            line.add(name, "footer-key").add(f" {description}", "footer").add("  " if line.room > 1 else "", "footer")
-            self._places.append((start, line.used, key))
+            line.add(entry.name, "footer-key").add(f" {entry.description}", "footer")
+            self._places.append((start, line.used, entry.key))
+            if number < len(shown) - 1:
+                line.add(" " * gap, "footer")
         return line.finish("footer")
 
     def on_mount(self) -> None:

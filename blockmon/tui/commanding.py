@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,15 +11,18 @@ from textual.binding import Binding
 from textual.dom import DOMNode
 from textual.screen import Screen
 
+from blockmon.backend import CommandError
+from blockmon.backend.read_only import why_refused
 from blockmon.lang import ParsedQMP, ParseError, parse_input
 from blockmon.model.format import safe_text
 from blockmon.model.refresher import BitmapState
 from blockmon.themes import theme_names
-from blockmon.tui.actions import Choice, choices
+from blockmon.tui.actions import NODE_ACTIONS, Choice, choices, possible
 from blockmon.tui.bars import HeaderBar, key_name
 from blockmon.tui.confirm import EDIT, RUN, ConfirmPopup
 from blockmon.tui.hazard import hazard
 from blockmon.tui.look import Look
+from blockmon.tui.node_actions import QUERY_OPTIONS, with_options
 from blockmon.tui.palette import PaletteItem, PalettePopup, describe, template
 from blockmon.tui.popups import ActionsPopup, Popup
 from blockmon.tui.rows import RowsPane
@@ -26,12 +30,15 @@ from blockmon.tui.subject import JobSubject, NodeSubject, ParentSubject, Subject
 from blockmon.tui.themed import ThemedApp
 
 if TYPE_CHECKING:
+    from blockmon.backend import Backend
     from blockmon.model.refresher import ScreenState
     from blockmon.options import CommonOptions
     from blockmon.repl.session import ReplSession
     from blockmon.tui.inspector import InspectorPane
     from blockmon.tui.prompt_pane import PromptPane
 
+
+_NOT_SENT = "read-only: not sent"
 _LISTED = 6
 """So many names are told of things under way."""
 
@@ -39,6 +46,7 @@ _LISTED = 6
 class CommandingApp(ThemedApp):
     """An application whose keys, menus and palette write commands into its prompt."""
 
+    backend: Backend
     state: ScreenState
     session: ReplSession
     options: CommonOptions
@@ -69,9 +77,29 @@ class CommandingApp(ThemedApp):
 
     def choose(self, choice: Choice) -> None:
         """Write an action's command into the prompt; ask first whether to run it, where it does harm."""
-        reason = self.harm(choice.command) if choice.complete else None
+        if choice.word == "blockdev-reopen" and QUERY_OPTIONS in self.state.commands:
+            self.run_worker(self._reopen(choice), group="reopen", exclusive=True)
+        else:
+            self._offer(choice)
+
+    async def _reopen(self, choice: Choice) -> None:
+        """Have a reopen keep the options that its node was opened with."""
+        parsed = self._parsed(choice.command)
+        given = parsed.arguments["options"][0] if parsed is not None else {}
+        try:
+            options = await self.backend.execute(QUERY_OPTIONS, {"node-name": given["node-name"]})
+        except (CommandError, KeyError, OSError) as error:
+            self.header.say(f"its options are not known: {getattr(error, 'desc', error)}", error=True)
+            return
+        self._offer(dataclasses.replace(choice, command=with_options(choice.command, given, options)))
+
+    def _offer(self, choice: Choice) -> None:
+        refused = self._refused(choice.word)
+        reason = self.harm(choice.command) if choice.complete and not refused else None
         if reason is None:
             self.write_command(choice.command)
+            if refused:
+                self.header.say(f"{_NOT_SENT}; --rw allows it")
             return
 
         def answered(answer: str | None) -> None:
@@ -85,14 +113,22 @@ class CommandingApp(ThemedApp):
 
         self.push_screen(ConfirmPopup(self.look, "Run this?", choice.command, [f"It {reason}."]), answered)
 
+    def _refused(self, command: str) -> bool:
+        """Whether the server is only looked at, and *command* not for looking."""
+        return self.session.knowledge.read_only and why_refused(command) is not None
+
     def harm(self, text: str) -> str | None:
         """What a line destroys if it is run; None where it does no harm, or is no QMP command."""
+        parsed = self._parsed(text)
+        return hazard(self.state, parsed.command, parsed.arguments) if parsed is not None else None
+
+    def _parsed(self, text: str) -> ParsedQMP | None:
         schema = self.session.knowledge.schema
         try:
             parsed = parse_input(text, schema.commands or self.state.commands, schema.arguments_of)
         except ParseError:
             return None
-        return hazard(self.state, parsed.command, parsed.arguments) if isinstance(parsed, ParsedQMP) else None
+        return parsed if isinstance(parsed, ParsedQMP) else None
 
     def keep_at_prompt(self, text: str) -> bool:
         """
@@ -101,7 +137,7 @@ class CommandingApp(ThemedApp):
         True while the question is open: the line stays at the prompt.
         """
         written, words = self._written, text.split(None, 1)
-        if written is None or not words or words[0] != written:
+        if written is None or not words or words[0] != written or self._refused(written):
             return False
         reason = self.harm(text)
         if reason is None:
@@ -121,11 +157,21 @@ class CommandingApp(ThemedApp):
 
     def choices(self) -> list[Choice]:
         """What can be done to the selection."""
-        self._take_bitmaps()
-        return choices(self.state, self.selection())
+        selected = self.selection()
+        self._take_bitmaps(selected)
+        return choices(self.state, selected)
 
-    def _take_bitmaps(self) -> None:
-        """Bitmaps as completion knows them; it is told that they are wanted by the first look."""
+    def can_act(self) -> bool:
+        """Whether anything can be done to the selection."""
+        selected = self.selection()
+        self._take_bitmaps(selected)
+        return possible(self.state, selected)
+
+    def _take_bitmaps(self, selected: Subject | None) -> None:
+        """Bitmaps as completion knows them; it is told that they are wanted by the first look at a node with some."""
+        node = self.state.graph.nodes.get(selected.name) if isinstance(selected, NodeSubject) else None
+        if node is None or not node.bitmaps:
+            return
         found: dict[str, tuple[BitmapState, ...]] = {}
         for bitmap in self.session.knowledge.names.bitmaps_of(()):
             state = BitmapState(bitmap.name, bitmap.recording, bitmap.busy, bitmap.inconsistent)
@@ -144,7 +190,10 @@ class CommandingApp(ThemedApp):
                     self.choose(choice)
                     return
 
-        self.push_screen(ActionsPopup(self.look, safe_text(self._name_of(subject)), found), chosen)
+        title = safe_text(self._name_of(subject))
+        if self._refused(found[0].word):
+            title += f" ({_NOT_SENT})"
+        self.push_screen(ActionsPopup(self.look, title, found), chosen)
 
     def _name_of(self, subject: Subject | None) -> str:
         if isinstance(subject, NodeSubject):
@@ -157,11 +206,22 @@ class CommandingApp(ThemedApp):
         return ""
 
     def action_node(self, key: str) -> None:
-        """Do a node's action by its key."""
+        """Do a node's action by its key; say so where it cannot be done."""
         for choice in self.choices():
             if choice.key == key:
                 self.choose(choice)
                 return
+        action = next((action for action in NODE_ACTIONS if action.key == key), None)
+        selected = self.selection()
+        if action is None or selected is None:
+            return
+        name, what = safe_text(self._name_of(selected)) or "this", action.name.partition(":")[0]
+        if action.command not in self.state.commands:
+            self.header.say(f"{what}: the server has no {action.command}")
+        elif isinstance(selected, NodeSubject):
+            self.header.say(f"{what}: not with {name} as it is now")
+        else:
+            self.header.say(f"{what}: {name} is no node")
 
     def choose_written(self, command: str) -> None:
         """Do the action of the selection that writes this command."""
@@ -192,9 +252,11 @@ class CommandingApp(ThemedApp):
         ]  # fmt: skip
         schema = self.session.knowledge.schema
         items += [
-            PaletteItem(name, describe(schema, name), partial(self._write_template, name))
+            PaletteItem(name, f"read-only: {note}".rstrip(": ") if self._refused(name) else note,
+                        partial(self._write_template, name))
             for name in sorted(schema.commands or self.state.commands)
-        ]
+            for note in (describe(schema, name),)
+        ]  # fmt: skip
         return items
 
     def _bound(self) -> list[PaletteItem]:

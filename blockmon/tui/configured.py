@@ -83,10 +83,11 @@ def remapped(bindings: Iterable[BindingType], chosen: Mapping[str, str]) -> list
 def tabs(all_tabs: Sequence[Tab], config: Config, chosen: Mapping[str, str]) -> tuple[Tab, ...]:
     """The tabs of the panes that there are, with their keys."""
     kept = (tab for tab in all_tabs if tab.id in config.screen.panes)
-    return tuple(dataclasses.replace(tab, key=_shown(chosen.get(f"pane.{tab.id}"), tab.key)) for tab in kept)
+    return tuple(dataclasses.replace(tab, key=shown_key(chosen.get(f"pane.{tab.id}"), tab.key)) for tab in kept)
 
 
-def _shown(keys: str | None, usual: str) -> str:
+def shown_key(keys: str | None, usual: str) -> str:
+    """The first of the *keys* that were chosen, as a tab has it; *usual* where none were."""
     if keys is None:
         return usual
     key = keys.split(",")[0]

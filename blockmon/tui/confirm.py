@@ -36,6 +36,7 @@ class ConfirmPopup(Popup):
         self.command = command
         self.warning = tuple(warning)
         self.edit = edit
+        self._seen = False
         dot = f" {look.symbols.dot} "
         foot = dot.join(filter(None, (f"Enter {verb}", "e edits it" if edit else "", "Esc leaves")))
         super().__init__(look, title, self._rows(look, _WIDEST), has_cursor=False, foot=foot)
@@ -57,5 +58,14 @@ class ConfirmPopup(Popup):
         """What is no command cannot be edited."""
         return self.edit or parameters != (EDIT,)
 
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.call_after_refresh(self._now_seen)
+
+    def _now_seen(self) -> None:
+        self._seen = True
+
     def action_answer(self, answer: str) -> None:
-        self.dismiss(answer)
+        # What was typed ahead was not meant for a question that nobody had seen yet.
+        if self._seen:
+            self.dismiss(answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual import events
@@ -65,12 +65,6 @@ class EventsPane(RowsPane):
             super().__init__()
             self.subject = subject
 
-    class Chosen(Selected):
-        """An event was chosen to be looked at closely."""
-
-    class Jumped(Selected):
-        """The job, node or device that an event tells of is to be turned to."""
-
     class Told(Message):
         """Something to say for a moment."""
 
@@ -94,6 +88,9 @@ class EventsPane(RowsPane):
         self._seek_from = 0
         self._going_on = False
         self._shown_at = 0.0
+        self._can: tuple[object, object] = False, False
+        self.on_jump: Callable[[Subject], None] = lambda subject: None
+        """Turns to the job, node or device that an event tells of."""
 
     # What there is.
 
@@ -132,6 +129,11 @@ class EventsPane(RowsPane):
             self.view.refresh(SLICE)
             self._go_on()
             self.update_rows()
+            can = self.check_action("choose", ()), self.check_action("jump", ())
+            if can != self._can and self.has_focus:
+                # The event under the cursor is another one, and other keys make sense for it.
+                self.screen.refresh_bindings()
+            self._can = can
 
     # Looking through a long log takes its time, in slices between which keys are answered.
 
@@ -325,7 +327,8 @@ class EventsPane(RowsPane):
         entry = self.event_at(self.cursor)
         subject = subject_of_event(self.state, entry)
         if subject is not None:
-            self.post_message(self.Jumped(subject))
+            # At once: a key that was typed ahead belongs to the pane that this leads to.
+            self.on_jump(subject)
         else:
             name = safe_text(entry.job or entry.nodes[0])
             self.post_message(self.Told(f"{name} is not there any more", error=True))
@@ -399,6 +402,10 @@ class EventsPane(RowsPane):
             return super()._draw_filter()
         return self._framed(self._entry.draw(Line(self.look, self.inner_width)).finish(), "")
 
+    @property
+    def typing(self) -> bool:
+        return self._entry is not None or self.filtering
+
     def check_consume_key(self, key: str, character: str | None) -> bool:
         """While a text is typed, all keys that write belong to it."""
         if self._entry is not None:
@@ -428,7 +435,7 @@ class EventsPane(RowsPane):
         self.post_message(self.Selected(self.subject()))
 
     def row_chosen(self) -> None:
-        self.post_message(self.Chosen(self.subject()))
+        self.on_choose(self.subject())
 
     def action_choose(self) -> None:
         if self.count():

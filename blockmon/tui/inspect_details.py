@@ -86,6 +86,14 @@ def bitmaps(view: View, node: NodeInfo) -> list[Pieces]:
         return waiting
     entry = named_node(answer.value, node.name) or {}
     found: Sequence[Mapping[str, Any]] = entry.get("dirty-bitmaps", ())
+    if not found and node.bitmaps and view.has("query-block"):
+        # Before QEMU 4.2 it is the device that lists them.
+        answer = view.ask("query-block", None, 2.0)
+        waiting = asked(answer, "query-block", view.look)
+        if waiting is not None:
+            return waiting
+        inserted = [item for item in answer.value if (item.get("inserted") or {}).get("node-name") == node.name]
+        found = [bitmap for item in inserted for bitmap in item.get("dirty-bitmaps", ())]
     lines: list[Pieces] = []
     for item in found:
         name = safe_text(item.get("name") or "(without a name, of a job)")

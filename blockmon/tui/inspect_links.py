@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from blockmon.model.format import safe_text
 from blockmon.model.graph import PERMISSIONS, EdgeInfo
-from blockmon.tui.inspect_text import Pieces, View, fit, permission_letters
+from blockmon.tui.inspect_text import Pieces, View, fit, permission_letters, wrap
 from blockmon.tui.look import Look
 
 _COLUMNS = {"consistent-read": "read", "write": "write", "write-unchanged": "unchgd", "resize": "resize"}
@@ -30,6 +30,11 @@ def permissions(view: View, key: str) -> list[Pieces]:
     # The monitor holds a node without taking anything or standing in anybody's way.
     above = [(edge, graph.parent_label(edge.parent)) for edge in graph.parents_of(key) if edge.parent_kind != "monitor"]
     below = [(edge, edge.child) for edge in graph.children(key)]
+    if not graph.permissions_known:
+        lines += [*_ends("used by", above, arrow_first=False, look=look), []] if key in graph.nodes else []
+        lines += [*_ends("uses", below, arrow_first=True, look=look), []]
+        lines += wrap([(UNTOLD, "dim")], view.width)
+        return lines
     first = _first_column([*above, *below], view)
     titles = _titles(view)
     if key in graph.nodes:
@@ -41,6 +46,25 @@ def permissions(view: View, key: str) -> list[Pieces]:
     if any(edge.frozen for edge, _ in (*above, *below)):
         lines.append([(f"{look.symbols.frozen_arrow} frozen: a job needs the link to stay", "dim")])
     return lines
+
+
+UNTOLD = "What they take and share this server does not tell: that takes x-debug-query-block-graph."
+
+
+def _ends(title: str, edges: Sequence[tuple[EdgeInfo, str | None]], *, arrow_first: bool, look: Look) -> list[Pieces]:
+    """Links by their names alone."""
+    lines: list[Pieces] = [[(title, "strong")]]
+    for edge, other in edges:
+        link = safe_text(edge.name or edge.parent_kind)
+        if other is None:
+            lines.append([(f"  {link} ", "edge"), (f"{look.symbols.error} broken link", "state.error")])
+        elif arrow_first:
+            lines.append([(f"  {link} {look.symbols.arrow} ", "edge"), (safe_text(other), "strong")])
+        else:
+            lines.append([("  ", "text"), (safe_text(other), "strong"), (f" {link} {look.symbols.arrow}", "edge")])
+        if edge.roles:
+            lines[-1].append((f"  {', '.join(edge.roles)}", "dim"))
+    return lines if edges else [*lines, [("  none", "dim")]]
 
 
 def _first_column(edges: Sequence[tuple[EdgeInfo, str | None]], view: View) -> int:
@@ -91,8 +115,12 @@ def _cells(taken: frozenset[str], shared: frozenset[str], width: int) -> Pieces:
     return cells
 
 
-def edge_table(title: str, edges: Sequence[tuple[EdgeInfo, str | None]], look: Look) -> list[Pieces]:
+def edge_table(
+    title: str, edges: Sequence[tuple[EdgeInfo, str | None]], look: Look, *, permissions_known: bool = True
+) -> list[Pieces]:
     """Edges, each with its name, what is at its other end, and the permissions taken and shared as letters."""
+    if not permissions_known:
+        return _ends(title, edges, arrow_first=True, look=look)
     names = min(20, max((len(edge.name or edge.parent_kind) for edge, _ in edges), default=0))
     ends = min(24, max((len(safe_text(other)) for _, other in edges if other is not None), default=0))
     width = max(len(title), 2 + names + 1 + ends)

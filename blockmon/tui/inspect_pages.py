@@ -171,6 +171,8 @@ def _use(state: ScreenState, edge: EdgeInfo, look: Look) -> Pieces:
     """Who uses a node, and how: ``vda (root: rw-- · shares r-u-)``."""
     name = safe_text(state.graph.parent_label(edge.parent))
     link = edge.name or edge.parent_kind
+    if not state.graph.permissions_known:
+        return [(name, "strong"), (f" ({link})", "dim")]
     shares = f"{look.symbols.dot} shares {permission_letters(edge.shared)})"
     return [(name, "strong"), (f" ({link}: ", "dim"), (permission_letters(edge.perm), "text"), (f" {shares}", "dim")]
 
@@ -205,14 +207,12 @@ def _parent_overview(view: View, parent: ParentInfo) -> list[Pieces]:
             labelled("uses", (f"{edge.name} {look.symbols.arrow} ", "edge"), (safe_text(edge.child), "strong"))
         )
         mode = "rw" if "write" in edge.perm else "ro"
-        lines.append(
-            labelled(
-                "access",
-                (mode, f"state.{mode}"),
-                f"  takes {permission_letters(edge.perm)}",
-                (f" {look.symbols.dot} shares {permission_letters(edge.shared)}", "dim"),
-            )
-        )
+        told = state.graph.permissions_known or edge.perm
+        access = labelled("access", (mode, f"state.{mode}") if told else ("not told by this server", "dim"))
+        if state.graph.permissions_known:
+            shares = f" {look.symbols.dot} shares {permission_letters(edge.shared)}"
+            access += [(f"  takes {permission_letters(edge.perm)}", "text"), (shares, "dim")]
+        lines.append(access)
         lines.append(labelled("size", size_exact(node.size)))
         lines += _chain(state, edge.child, look)
     command = _PARENT_QUERIES.get(parent.kind, "")
@@ -272,10 +272,14 @@ def _chain(state: ScreenState, name: str, look: Look) -> list[Pieces]:
         layers.append(edge.child)
     if len(layers) == 1 and not broken:
         return []
-    pieces: Pieces = [("one layer: " if len(layers) == 1 else f"{len(layers)} layers: ", "text")]
+    filters = {layer for layer in layers if (node := state.graph.nodes.get(layer)) is not None and node.filter}
+    count = len(layers) - len(filters)
+    pieces: Pieces = [("one layer: " if count == 1 else f"{count} layers: ", "text")]
     for number, layer in enumerate(layers):
         pieces += [(f" {look.symbols.arrow} ", "edge")] if number else []
-        pieces.append((safe_text(layer), "strong"))
+        # A filter holds no data: it is on the way, but no layer.
+        name = safe_text(layer)
+        pieces.append((f"[{name}]", "dim") if layer in filters else (name, "strong"))
     if broken:
         pieces.append((f" {look.symbols.arrow} {look.symbols.error} broken", "state.error"))
     return [labelled("chain", *pieces)]
@@ -324,7 +328,8 @@ def _job_overview(state: ScreenState, job: Job, look: Look) -> list[Pieces]:
     edges = [edge for key in keys for edge in state.graph.children(key)]
     if edges and not job.gone:
         lines.append([])
-        lines += edge_table("nodes it holds", [(edge, edge.child) for edge in edges], look)
+        known = state.graph.permissions_known
+        lines += edge_table("nodes it holds", [(edge, edge.child) for edge in edges], look, permissions_known=known)
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
@@ -54,21 +54,13 @@ class JobsPane(RowsPane):
             super().__init__()
             self.subject = subject
 
-    class Chosen(Selected):
-        """A job was chosen to be looked at closely."""
-
-    class Command(Message):
-        """An action was chosen."""
-
-        def __init__(self, choice: Choice) -> None:
-            super().__init__()
-            self.choice = choice
-
     def __init__(self, look: Look, state: ScreenState, *, id: str | None = None) -> None:
         super().__init__(look, id=id)
         self.state = state
         self.jobs: list[Job] = []
         self._names = self._types = 0
+        self.on_command: Callable[[Choice], None] = lambda choice: None
+        """Does an action on a job."""
 
     @property
     def job(self) -> Job | None:
@@ -167,7 +159,7 @@ class JobsPane(RowsPane):
         if job is not None:
             for choice in job_choices(self.state, job.serial):
                 if choice.key == key:
-                    self.post_message(self.Command(choice))
+                    self.on_command(choice)
 
     def action_put_away(self) -> None:
         if self.job is not None and self.state.jobs.put_away(self.job.serial):
@@ -188,7 +180,7 @@ class JobsPane(RowsPane):
         self.post_message(self.Selected(self.subject()))
 
     def row_chosen(self) -> None:
-        self.post_message(self.Chosen(self.subject()))
+        self.on_choose(self.subject())
 
     def action_choose(self) -> None:
         self.row_chosen()

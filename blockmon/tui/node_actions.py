@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 from blockmon.model.graph import EdgeInfo, NodeInfo
 from blockmon.model.refresher import ScreenState
 from blockmon.tui.choice import Choice, NodeAction, unused_name, value
 
 _BACKING_REASON = "node is used as backing hd of "
 _BITMAPS_LISTED = 8
+QUERY_OPTIONS = "x-blockmon-query-node-options"
 _TAKE_BACKING = frozenset({"qcow2", "qed", "qcow", "vmdk"})
 """Formats whose images can lie over another."""
 
@@ -27,12 +31,17 @@ def _unused(state: ScreenState, node: NodeInfo) -> bool:
     return all(edge.parent_kind in ("monitor", "user") for edge in state.graph.parents_of(node.name))
 
 
+def _unused_nodes(state: ScreenState) -> Iterator[NodeInfo]:
+    # Found out once for each graph: with thousands of nodes it takes longer than the rest of a menu.
+    return (state.graph.nodes[name] for name in state.graph.unused)
+
+
 def _targets(state: ScreenState, node: NodeInfo) -> list[str]:
     """Nodes that a copy of this one could go to: writable, as long, and used by nobody."""
     return [
         other.name
-        for other in state.graph.nodes.values()
-        if other.name != node.name and not other.read_only and other.size == node.size and _unused(state, other)
+        for other in _unused_nodes(state)
+        if other.name != node.name and not other.read_only and other.size == node.size
         if not held(other) and not other.filter
     ]
 
@@ -82,8 +91,8 @@ def _overlays(state: ScreenState, node: NodeInfo) -> list[str]:
     """Nodes that could be put on top: of a format that takes a backing image, without one, and used by nobody."""
     return [
         other.name
-        for other in state.graph.nodes.values()
-        if other.name != node.name and other.driver in _TAKE_BACKING and _unused(state, other)
+        for other in _unused_nodes(state)
+        if other.name != node.name and other.driver in _TAKE_BACKING
         if state.graph.child(other.name, "backing") is None and not other.read_only
     ]
 
@@ -101,8 +110,8 @@ def _create_overlay(state: ScreenState, node: NodeInfo) -> str | None:
         return None
     files = [
         other.name
-        for other in state.graph.nodes.values()
-        if other.driver == "file" and not other.read_only and _unused(state, other) and other.name != node.name
+        for other in _unused_nodes(state)
+        if other.driver == "file" and not other.read_only and other.name != node.name
     ]
     return (
         f"job-id={state.jobs.unused_id('create')} options.driver=qcow2 options.file={_only(files)}"
@@ -128,7 +137,8 @@ def _backup(state: ScreenState, node: NodeInfo) -> str | None:
 
 def _resize(state: ScreenState, node: NodeInfo) -> str | None:
     above = [edge for edge in state.graph.parents_of(node.name) if edge.parent_kind == "node"]
-    refused = node.read_only or held(node) or any("resize" not in edge.shared for edge in above)
+    known = state.graph.permissions_known
+    refused = node.read_only or held(node) or (known and any("resize" not in edge.shared for edge in above))
     return None if refused else f"node-name={value(node.name)} size={node.size}"
 
 
@@ -153,6 +163,8 @@ def _reopened(state: ScreenState, node: NodeInfo, **changes: str) -> str:
     for edge in state.graph.children(node.name):
         if edge.child is not None and not edge.name.startswith("children."):
             words[edge.name] = edge.child
+    if node.backing_file is not None and "backing" not in words:
+        words["backing"] = "null"  # To leave it out would ask for the one that the image names.
     if not state.graph.children(node.name) and node.filename:
         words["filename"] = node.filename
     words.update({key.replace("_", "-"): text for key, text in changes.items()})
@@ -260,9 +272,8 @@ MORE_NODE_ACTIONS: tuple[NodeAction, ...] = (
 """In the menu of actions alone."""
 
 
-def _bitmap_choices(state: ScreenState, name: str) -> list[Choice]:
+def _bitmap_choices(state: ScreenState, name: str) -> Iterator[Choice]:
     """What can be done to the bitmaps of a node; one that a job or an export uses stays as it is."""
-    found: list[Choice] = []
     for bitmap in state.bitmaps.get(name, ())[:_BITMAPS_LISTED]:
         verbs = [] if bitmap.busy else ["remove"]
         if not bitmap.busy and not bitmap.inconsistent:
@@ -271,31 +282,66 @@ def _bitmap_choices(state: ScreenState, name: str) -> list[Choice]:
             command = f"block-dirty-bitmap-{verb}"
             if command in state.commands:
                 written = f"{command} node={value(name)} name={value(bitmap.name)}"
-                found.append(Choice("", f"{verb} bitmap {bitmap.name}", written))
-    return found
+                yield Choice("", f"{verb} bitmap {bitmap.name}", written)
 
 
-def node_choices(state: ScreenState, name: str) -> list[Choice]:
-    """What can be done to a node."""
+def node_choices(state: ScreenState, name: str) -> Iterator[Choice]:
+    """What can be done to a node, one after the other: whether there is anything shows at the first."""
     node = state.graph.nodes.get(name)
     if node is None:
-        return []
-    found: list[Choice] = []
+        return
     for action in (*NODE_ACTIONS, *MORE_NODE_ACTIONS):
         if action.command in state.commands:
             arguments = action.write(state, node)
             if arguments is not None:
-                found.append(Choice(action.key, _name(action, node), f"{action.command} {arguments}"))
-    found += _bitmap_choices(state, name)
+                yield Choice(action.key, _name(state, action, node), f"{action.command} {arguments}")
+    yield from _bitmap_choices(state, name)
     if node.driver == "quorum" and "x-blockdev-change" in state.commands:
         for edge in state.graph.children(name):
             if edge.child is not None and edge.name.startswith("children."):
                 written = f"x-blockdev-change parent={value(name)} child={value(edge.name)}"
-                found.append(Choice("", f"take {edge.child} out of the quorum", written))
-    return found
+                yield Choice("", f"take {edge.child} out of the quorum", written)
 
 
-def _name(action: NodeAction, node: NodeInfo) -> str:
+def _name(state: ScreenState, action: NodeAction, node: NodeInfo) -> str:
+    name = action.name
     if action.write is _reopen_access:
-        return f"reopen it {'writable' if node.read_only else 'read-only'}; options not given go back to their defaults"
-    return action.name
+        name = f"reopen it {'writable' if node.read_only else 'read-only'}"
+    if action.command == "blockdev-reopen" and QUERY_OPTIONS not in state.commands:
+        # They cannot be asked for, and what is left out of a reopen is not as it was.
+        name += "; other options go back to their defaults"
+    return name
+
+
+def with_options(command: str, given: Mapping[str, Any], options: Sequence[Mapping[str, Any]]) -> str:
+    """
+    A ``blockdev-reopen`` as an action writes it, with what the node was opened with besides.
+
+    *given* is the options that the command has, *options* the answer to ``x-blockmon-query-node-options``.
+    """
+    words = [command]
+    for item in options:
+        name, wanted = str(item["name"]), item.get("value")
+        if item["source"] == "explicit" and wanted is not None and not _has(given, name):
+            words += [f"options.0.{key}={_word(text)}" for key, text in _flattened(name, wanted)]
+    return " ".join(words)
+
+
+def _has(given: Mapping[str, Any], name: str) -> bool:
+    """Whether a dotted name, or all of what it is a part of, is given."""
+    first, _, rest = name.partition(".")
+    found = given.get(name, given.get(first))
+    return _has(found, rest) if rest and isinstance(found, Mapping) else found is not None
+
+
+def _flattened(key: str, wanted: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(wanted, (Mapping, list)):
+        items = wanted.items() if isinstance(wanted, Mapping) else enumerate(wanted)
+        for name, below in items:
+            yield from _flattened(f"{key}.{name}", below)
+    else:
+        yield key, wanted
+
+
+def _word(wanted: Any) -> str:
+    return ("on" if wanted else "off") if isinstance(wanted, bool) else value(str(wanted))

@@ -141,7 +141,13 @@ class PaintedApp(App[Result], Generic[Result]):
             # It comes at the start, after SIGCONT and after a change of the size, and each time all may be gone.
             self._attention = time.monotonic() + ATTENTION
             self.repaint()
+        if isinstance(event, events.Key) and not event.is_forwarded and await self.key_at_once(event):
+            return
         await super().on_event(event)
+
+    async def key_at_once(self, event: events.Key) -> bool:
+        """Do what a key does before the next one is looked at; False leaves it to the widgets."""
+        return False
 
     def settle(self) -> None:
         """The start is over: from now on keys come first. Only with a terminal, as it is about the whole process."""

@@ -207,6 +207,12 @@ class PalettePopup(Popup):
             return False
         return True
 
+    def on_key(self, event: events.Key) -> None:
+        """Letters typed right after the key that opens the palette come before its list has the focus."""
+        if self._typed(event):
+            event.stop()
+            event.prevent_default()
+
     def action_step(self, rows: int) -> None:
         self.found.action_move(rows)
 

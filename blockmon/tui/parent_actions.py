@@ -15,8 +15,12 @@ def _name(parent: ParentInfo) -> str:
 
 
 def _device(state: ScreenState, parent: ParentInfo) -> DeviceState:
-    found = state.devices.get(parent.name) or state.devices.get(parent.id)
-    return found if found is not None else DeviceState()
+    return _listed(state, parent) or DeviceState()
+
+
+def _listed(state: ScreenState, parent: ParentInfo) -> DeviceState | None:
+    """What query-block tells of the device, None where it has not been asked."""
+    return state.devices.get(parent.name) or state.devices.get(parent.id)
 
 
 def _root(state: ScreenState, parent: ParentInfo) -> NodeInfo | None:
@@ -26,46 +30,65 @@ def _root(state: ScreenState, parent: ParentInfo) -> NodeInfo | None:
     return None
 
 
+def _id(state: ScreenState, parent: ParentInfo, *, drive: bool = False) -> str | None:
+    """
+    What a command calls the device: its QOM path or id. A virtio device's own id is that of its parent, and one of
+    -drive has no id at all. *drive*: the command takes the name of a drive that no guest device uses.
+    """
+    device = _listed(state, parent)
+    if device is None:
+        return f"id={_name(parent)}"
+    if device.qdev is not None:
+        return f"id={value(device.qdev)}"
+    return f"device={_name(parent)}" if drive else None
+
+
+def _with(named: str | None, more: str) -> str | None:
+    return None if named is None else f"{named} {more}"
+
+
 def _open_tray(state: ScreenState, parent: ParentInfo) -> str | None:
-    return f"id={_name(parent)}" if _device(state, parent).tray_open is False else None
+    return _id(state, parent, drive=True) if _device(state, parent).tray_open is False else None
 
 
 def _close_tray(state: ScreenState, parent: ParentInfo) -> str | None:
-    return f"id={_name(parent)}" if _device(state, parent).tray_open is True else None
+    return _id(state, parent, drive=True) if _device(state, parent).tray_open is True else None
 
 
 def _eject(state: ScreenState, parent: ParentInfo) -> str | None:
     device = _device(state, parent)
-    return f"id={_name(parent)}" if device.removable and device.inserted else None
+    return _id(state, parent, drive=True) if device.removable and device.inserted else None
 
 
 def _remove_medium(state: ScreenState, parent: ParentInfo) -> str | None:
     device = _device(state, parent)
     open_or_none = device.tray_open is not False
-    return f"id={_name(parent)}" if device.removable and device.inserted and open_or_none else None
+    return _id(state, parent) if device.removable and device.inserted and open_or_none else None
 
 
 def _insert_medium(state: ScreenState, parent: ParentInfo) -> str | None:
     device = _device(state, parent)
     open_or_none = device.tray_open is not False
-    return f"id={_name(parent)} node-name=" if device.removable and not device.inserted and open_or_none else None
+    if not device.removable or device.inserted or not open_or_none:
+        return None
+    return _with(_id(state, parent), "node-name=")
 
 
 def _change_medium(state: ScreenState, parent: ParentInfo) -> str | None:
-    return f"id={_name(parent)} filename=" if _device(state, parent).removable else None
+    return _with(_id(state, parent, drive=True), "filename=") if _device(state, parent).removable else None
 
 
 def _throttle(state: ScreenState, parent: ParentInfo) -> str | None:
     if _root(state, parent) is None:
         return None
-    return f"id={_name(parent)} bps=0 bps_rd=0 bps_wr=0 iops=0 iops_rd=0 iops_wr=0"
+    return _with(_id(state, parent, drive=True), "bps=0 bps_rd=0 bps_wr=0 iops=0 iops_rd=0 iops_wr=0")
 
 
 def _histogram(state: ScreenState, parent: ParentInfo) -> str | None:
     if _root(state, parent) is None:
         return None
     limits = " ".join(f"boundaries.{number}={limit}" for number, limit in enumerate(_BOUNDARIES))
-    return f"id={_name(parent)} {limits}"
+    return _with(_id(state, parent), limits)
 
 
 def _resize(state: ScreenState, parent: ParentInfo) -> str | None:
@@ -74,7 +97,13 @@ def _resize(state: ScreenState, parent: ParentInfo) -> str | None:
 
 
 def _delete(state: ScreenState, parent: ParentInfo) -> str | None:
-    return f"id={_name(parent)}"
+    device = _listed(state, parent)
+    if device is None:
+        return f"id={_name(parent)}"
+    if device.qdev is None:
+        return None  # a drive
+    path = device.qdev.removesuffix("/virtio-backend")
+    return f"id={value(path.removeprefix('/machine/peripheral/'))}"
 
 
 def _export_del(state: ScreenState, parent: ParentInfo) -> str | None:

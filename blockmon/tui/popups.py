@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
+from rich.cells import cell_len
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -67,6 +69,7 @@ class Popup(ModalScreen[str | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "close", "close", key_display="Esc"),
         Binding("f1", "help", "help"),
+        Binding("question_mark", "help", "help", key_display="?", show=False),
     ]
 
     rows_below = 0
@@ -114,7 +117,9 @@ class Popup(ModalScreen[str | None]):
     def action_help(self) -> None:
         """Show this popup's own keys."""
         ascii_only = self.look.symbols.arrow != "→"
-        own = [binding for kind in type(self).__mro__ for binding in vars(kind).get("BINDINGS", ())]
+        # What Textual binds on every screen (Tab, copying) does nothing here.
+        kinds = [kind for kind in type(self).__mro__ if issubclass(kind, Popup)]
+        own = [binding for kind in kinds for binding in vars(kind).get("BINDINGS", ())]
         sections = [
             (self._title or "Here", binding_lines(own, ascii_only)),
             ("In every list", binding_lines(RowsPane.BINDINGS, ascii_only)),
@@ -122,19 +127,46 @@ class Popup(ModalScreen[str | None]):
         self.app.push_screen(HelpPopup(self.look, sections))
 
 
+_KEYS_WIDTH = 17
+_AROUND = 6
+"""Cells of a popup's frame, the margins of its list and a little air."""
+
+
 class HelpPopup(Popup):
     """All keys, by where they work, and what the signs mean."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("f1", "close", "close help")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "close", "close help"),
+        Binding("question_mark", "close", "close help", key_display="?", show=False),
+    ]
 
     def __init__(self, look: Look, sections: Iterable[tuple[str, Sequence[tuple[str, str]]]]) -> None:
+        self._sections = list(sections)
+        keys = "PgUp PgDn scroll" if look.symbols.arrow != "→" else "↑ ↓ scroll"
+        foot = f"{keys} {look.symbols.dot} Esc close"
+        super().__init__(look, "Help", self._rows(), has_cursor=False, foot=foot)
+
+    def _rows(self, width: int = 1000) -> list[Row]:
         rows: list[Row] = []
-        for title, lines in sections:
+        keys = _KEYS_WIDTH if width >= 2 * _KEYS_WIDTH + 24 else _KEYS_WIDTH // 2
+        for title, lines in self._sections:
             if rows:
                 rows.append((("", "popup"),))
             rows.append(((title, "popup-title"),))
-            rows += [((f"  {left:<14} ", "popup-key"), (right, "popup")) for left, right in lines]
-        super().__init__(look, "Help", rows, has_cursor=False, foot="Esc close")
+            for left, right in lines:
+                name = f"  {left} "
+                if cell_len(name) > keys:
+                    rows.append(((name, "popup-key"),))
+                    name = ""
+                for text in textwrap.wrap(right, max(12, width - keys)) or [""]:
+                    rows.append(((f"{name:<{keys}}", "popup-key"), (text, "popup")))
+                    name = ""
+        return rows
+
+    def _fit(self) -> None:
+        # What it says is broken where it does not fit, not cut off.
+        self.list.rows = self._rows(self.size.width - _AROUND)
+        super()._fit()
 
 
 class _CommandText(RowsPane):

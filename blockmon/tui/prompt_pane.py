@@ -16,38 +16,23 @@ from prompt_toolkit.application import Application, create_app_session
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
-from prompt_toolkit.filters import Condition, has_focus
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.input import PipeInput, create_pipe_input
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
-from prompt_toolkit.layout import (
-    BufferControl,
-    CompletionsMenu,
-    ConditionalContainer,
-    Dimension,
-    Float,
-    FloatContainer,
-    FormattedTextControl,
-    HSplit,
-    Layout,
-    Window,
-)
-from prompt_toolkit.layout.processors import BeforeInput, HighlightMatchingBracketProcessor, HighlightSearchProcessor
 from prompt_toolkit.layout.screen import Screen
 from prompt_toolkit.styles import BaseStyle
-from prompt_toolkit.widgets import SearchToolbar, ValidationToolbar
 from textual import events
 from textual.geometry import Offset, Region
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from blockmon.repl.keys import InputValidator, clear_line, continuation, editing_mode, names_changed, prompt_bindings
+from blockmon.repl.keys import InputValidator, clear_line, continuation, editing_mode, names_changed
 from blockmon.repl.lexers import InputLexer, lexed
 from blockmon.repl.printers import Fragments
 from blockmon.repl.session import ReplSession
 from blockmon.repl.style import build_style
 from blockmon.repl.transcript import Transcript
+from blockmon.tui.prompt_application import make_application
 from blockmon.tui.prompt_cells import CellPainter, difference
 from blockmon.tui.prompt_host import PaneHost, WidgetOutput
 from blockmon.tui.prompt_keys import key_sequence
@@ -56,7 +41,6 @@ APP_KEYS = frozenset({"ctrl+q", "ctrl+z", *(f"f{number}" for number in range(1, 
 """Keys that the prompt leaves to the application around it."""
 
 LONGEST_ECHO = 2000
-REDRAW_INTERVAL = 1 / 60
 NAMES_INTERVAL = 0.1
 """Seconds between two updates of an open menu for what the server tells."""
 
@@ -109,7 +93,7 @@ class PromptPane(Widget, can_focus=True):
         session.host = PaneHost(self)
         session.sink = self.write
         session.width = lambda: max(self.size.width, 20)
-        session.on_end = self._quit
+        session.on_end = self.quit
         session.on_names = self._names_changed
         self.buffer = Buffer(
             name=DEFAULT_BUFFER,
@@ -202,7 +186,8 @@ class PromptPane(Widget, can_focus=True):
     async def _run_prompt(self) -> None:
         with create_pipe_input() as pipe, create_app_session(input=pipe, output=WidgetOutput(self)):
             self._pipe = pipe
-            self.prompt_app = app = self._make_application()
+            app, self._window = make_application(self, self.session, self._prompt_style)
+            self.prompt_app = app
             winch = signal.getsignal(signal.SIGWINCH)
 
             def give_back_winch() -> None:
@@ -233,90 +218,19 @@ class PromptPane(Widget, can_focus=True):
         if app is not None and app.is_running:
             app.exit()
 
-    def _make_application(self) -> Application[None]:
-        search = SearchToolbar()
-        control = BufferControl(
-            self.buffer,
-            lexer=self.session.lexer,
-            search_buffer_control=search.control,
-            input_processors=[
-                HighlightSearchProcessor(),
-                HighlightMatchingBracketProcessor(max_cursor_distance=500),
-                BeforeInput(lambda: self.session.settings["prompt"], style="class:prompt"),
-            ],
-            preview_search=True,
-        )
-        self._window = Window(
-            control,
-            wrap_lines=True,
-            dont_extend_height=True,
-            get_line_prefix=self._line_prefix,
-            height=Dimension(min=1),
-        )
-        above = Window(height=self._height_above)
-        body = HSplit([above, self._window, search, ValidationToolbar(), Window()])
-        menu = Float(CompletionsMenu(max_height=12, scroll_offset=1), xcursor=True, ycursor=True)
-        hint = ConditionalContainer(
-            Window(FormattedTextControl(self._hint), height=1, style="class:hint"),
-            filter=Condition(lambda: self.size.height >= 3),
-        )
-        app: Application[None] = Application(
-            layout=Layout(HSplit([FloatContainer(body, [menu]), hint]), focused_element=self._window),
-            style=self._prompt_style,
-            include_default_pygments_style=False,
-            key_bindings=merge_key_bindings(
-                [prompt_bindings(self.session, self.app.copy_to_clipboard), self._bindings_of_pane()]
-            ),
-            editing_mode=editing_mode(self.session.settings),
-            full_screen=True,
-            enable_page_navigation_bindings=False,
-            mouse_support=False,
-            min_redraw_interval=REDRAW_INTERVAL,
-            # Textual tells of a new size; polling for it would wake an idle program.
-            terminal_size_polling_interval=None,
-            after_render=lambda _: self._take_screen(),
-        )
-        app.ttimeoutlen = 0.01
-        app.timeoutlen = 0.2
-        return app
+    def stop_or_clear(self) -> None:
+        """Empty the line; where it is empty, stop waiting for the answer to the oldest command."""
+        if self.buffer.text:
+            clear_line(self.buffer)
+        elif self._pending:
+            self._pending[0].cancel()
 
-    def _bindings_of_pane(self) -> KeyBindings:
-        bindings = KeyBindings()
-        at_prompt = has_focus(DEFAULT_BUFFER)
+    def rows_above(self) -> int:
+        """How many rows the transcript would like to have."""
+        return self.transcript.height(max(self.size.width, 1), max(self.size.height, 1))
 
-        @bindings.add("c-c", filter=at_prompt)
-        def _(event: KeyPressEvent) -> None:
-            if self.buffer.text:
-                clear_line(self.buffer)
-            elif self._pending:
-                self._pending[0].cancel()
-
-        @bindings.add("c-d", filter=at_prompt & Condition(lambda: not self.buffer.text))
-        def _(event: KeyPressEvent) -> None:
-            self._quit()
-
-        @bindings.add("c-l", filter=at_prompt)
-        def _(event: KeyPressEvent) -> None:
-            self.clear()
-
-        # What needs a terminal of its own does nothing here: suspending, the editor.
-        @bindings.add("c-z")
-        @bindings.add("c-x", "c-e")
-        def _(event: KeyPressEvent) -> None:
-            self.app.bell()
-
-        return bindings
-
-    def _line_prefix(self, line: int, wraps: int) -> StyleAndTextTuples:
-        if line and not wraps:
-            return [("class:prompt.continuation", continuation(self.session.settings))]
-        return []
-
-    def _height_above(self) -> Dimension:
-        rows = self.transcript.height(max(self.size.width, 1), max(self.size.height, 1))
-        return Dimension(min=0, preferred=rows, max=rows)
-
-    def _hint(self) -> StyleAndTextTuples:
+    def hint(self) -> StyleAndTextTuples:
+        """The line below the prompt."""
         width = max(self.size.width, 1)
         if self.transcript.offset:
             return [("class:hint", f"{self.transcript.offset} more rows below; PgDn goes there"[:width])]
@@ -345,7 +259,8 @@ class PromptPane(Widget, can_focus=True):
         if self.prompt_app is not None and self.prompt_app.is_running:
             self._in_prompt(lambda: names_changed(self.buffer, self.session))
 
-    def _quit(self) -> None:
+    def quit(self) -> None:
+        """Say that the user wants to leave."""
         self.post_message(self.Quit())
 
     def _current_style(self) -> BaseStyle:
@@ -403,7 +318,7 @@ class PromptPane(Widget, can_focus=True):
 
     # Drawing ---------------------------------------------------------------------------------------------------------
 
-    def _take_screen(self) -> None:
+    def take_screen(self) -> None:
         """Compare what prompt_toolkit has drawn with what is shown, and have Textual draw the difference alone."""
         app = self.prompt_app
         screen = app.renderer.last_rendered_screen if app is not None else None

@@ -7,7 +7,7 @@ are sent to the terminal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from textual import events
@@ -19,6 +19,7 @@ from textual.widget import Widget
 
 from blockmon.tui.line import Line, join
 from blockmon.tui.look import Look
+from blockmon.tui.subject import Subject
 
 PLAIN, LEFT_OF_RULE, RIGHT_OF_RULE = "plain", "left", "right"
 
@@ -62,6 +63,8 @@ class RowsPane(Widget, can_focus=True):
         self.filter_text = ""
         self.filtering = False
         self._drawn: list[Strip] | None = None
+        self.on_choose: Callable[[Subject | None], None] = lambda subject: None
+        """Looks closely at what was chosen. Called, not told by a message: keys typed ahead belong where it leads."""
 
     # What subclasses provide.
 
@@ -282,6 +285,15 @@ class RowsPane(Widget, can_focus=True):
         self.filtering = True
         self.update_rows()
         self.screen.refresh_bindings()
+
+    @property
+    def typing(self) -> bool:
+        """True while a text is typed into the pane."""
+        return self.filtering
+
+    def takes(self, event: events.Key) -> bool:
+        """Whether the pane itself does something with a key, whatever it is bound to."""
+        return self.typing or (event.key == "escape" and bool(self.filter_text))
 
     def check_consume_key(self, key: str, character: str | None) -> bool:
         """While a filter is typed, all keys that write belong to it."""

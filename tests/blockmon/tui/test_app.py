@@ -79,10 +79,22 @@ async def test_keys_typed_ahead_go_where_the_one_before_leads() -> None:
         for key, character in (("f2", None), ("down", None), ("enter", "\r")):
             app.post_message(Key(key, character))
         await until(pilot, lambda: app.focused is app.inspector)
-        assert "overlay2 · qcow2 · rw" in text(app)
+        await until(pilot, lambda: "overlay2 · qcow2 · rw" in text(app))
         for key in ("f2", "f5", *"system"):
             app.post_message(Key(key, key if len(key) == 1 else None))
         await until(pilot, lambda: app.prompt.text == "system")
+
+
+async def test_keys_typed_right_after_a_choice_go_where_it_leads() -> None:
+    async with shown() as (app, pilot, _):
+        await pilot.press("f2", "down")
+        for key, character in (("enter", "\r"), ("2", "2")):
+            app.post_message(Key(key, character))
+        await until(pilot, lambda: app.focused is app.inspector and app.inspector.section == "Permissions")
+        await pilot.press("f3", "down", "down", "down")
+        for key in "px":
+            app.post_message(Key(key, key))
+        await until(pilot, lambda: app.prompt.text == "job-pause id=stream0x")
 
 
 async def test_the_prompt_has_more_room_while_one_types() -> None:
@@ -140,7 +152,43 @@ async def test_the_footer_has_the_keys_that_work() -> None:
         await until(pilot, lambda: "d dismiss" in lines(app)[-1])
         await pilot.press("f5")
         await until(pilot, lambda: "d dismiss" not in lines(app)[-1])
-        assert lines(app)[-1].split() == ["F1", "help", "F5", "repl", "^Q", "quit"]
+        # Where letters are typed as text, the F-keys that do the same are told.
+        assert lines(app)[-1].split()[:4] == ["F1", "help", "F8", "zoom"]
+        assert lines(app)[-1].endswith("^Q quit")
+        assert "F5 REPL" in line_with(app, "REPL")
+
+
+async def test_the_footer_keeps_the_panes_own_keys_where_there_is_little_room() -> None:
+    async with shown() as (app, pilot, _):
+        await pilot.press("down")
+        await until(pilot, lambda: "z zoom" in lines(app)[-1])
+        for words in ("F1 help", "Enter inspect", "Space fold", "/ filter", "a actions", ": commands", "^Q quit"):
+            assert words in lines(app)[-1]
+        await pilot.press("z")
+        await until(pilot, lambda: "Esc back" in lines(app)[-1])
+        for words in ("F1 help", "Enter inspect", "Space fold", "/ filter", "^Q quit"):
+            assert words in lines(app)[-1]
+        await pilot.press("escape", "f4", "z")
+        backend = app.backend
+        assert isinstance(backend, FakeBackend)
+        backend.emit(event("BLOCK_JOB_ERROR", 3.75, device="commit1", operation="write", action="report"))
+        await until(pilot, lambda: "o jump" in lines(app)[-1])
+        for words in ("Enter inspect", "Space pause", "/ filter", "s search", "y copy", "^Q quit"):
+            assert words in lines(app)[-1]
+
+
+async def test_while_a_text_is_typed_the_footer_offers_no_keys_that_would_be_text() -> None:
+    async with shown() as (app, pilot, backend):
+        backend.emit(event("BLOCK_JOB_ERROR", 3.75, device="commit1", operation="write", action="report"))
+        for pane, key in (("f2", "slash"), ("f4", "slash"), ("f4", "s"), ("f4", "w")):
+            await pilot.press(pane)
+            await until(pilot, lambda: "Enter inspect" in lines(app)[-1])
+            await pilot.press(key)
+            await until(pilot, lambda: "Enter inspect" not in lines(app)[-1])
+            assert "z zoom" not in lines(app)[-1]
+            assert "F1 help" in lines(app)[-1]
+            await pilot.press("escape")
+            await until(pilot, lambda: "Enter inspect" in lines(app)[-1])
 
 
 async def test_help_is_made_from_the_bindings() -> None:
@@ -196,7 +244,7 @@ async def test_what_the_server_cannot_do_is_not_offered() -> None:
         await pilot.press("down", "s")
         await pilot.press("a")
         await until(pilot, lambda: "commit:" in popup_text(app))
-        assert "stream:" not in popup_text(app)
+        assert "stream: copy" not in popup_text(app)
         assert app.prompt.text == ""
 
 
@@ -343,12 +391,14 @@ async def test_themes_change_while_it_runs() -> None:
     async with shown() as (app, pilot, _):
         before = text(app)
         await pilot.press("f7")
-        await until(pilot, lambda: app.look.theme.name == "ansi16")
+        await until(pilot, lambda: app.look.theme.name == "high-contrast")
+        app.use_theme_called("ansi16")
+        await pilot.pause()
         assert text(app) == before
         strips = app.screen_stack[0]._compositor.render_strips()
         colours = {segment.style.color for strip in strips for segment in strip if segment.style is not None}
         assert all(colour is None or colour.triplet is None for colour in colours)
-        await pilot.press("f7")
+        await pilot.press("f7", "f7")
         await until(pilot, lambda: app.look.theme.name == "dark")
 
 
@@ -372,12 +422,12 @@ async def test_a_theme_that_cannot_be_read_is_told(tmp_path: object) -> None:
     folder.mkdir(parents=True)
     (folder / "mine.toml").write_text("[textual]\n")
     async with shown(size=(140, 40)) as (app, _, _):
-        assert "mine.toml" in lines(app)[0]
+        assert "theme mine: table [state] is missing" in lines(app)[0]
 
 
 async def test_an_unknown_theme_is_refused() -> None:
     from blockmon.themes import ThemeError
 
     backend = FakeBackend()
-    with pytest.raises(ThemeError, match=r"there is no theme 'pink'.*ansi16, dark"):
+    with pytest.raises(ThemeError, match=r"there is no theme 'pink'.*ansi16, colour-blind, dark"):
         BlockmonApp(backend, ReplSession(backend), CommonOptions(theme="pink"))

@@ -1,15 +1,17 @@
 """What the screen does for one: actions on all kinds of things, the question before harm, the palette, help."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from textual.events import Key
 
 from blockmon.model.refresher import BitmapState, DeviceState
 from blockmon.tui.actions import choices, node_choices
 from blockmon.tui.app import BlockmonApp
 from blockmon.tui.hazard import hazard
 from blockmon.tui.palette import PaletteItem, PalettePopup, matching
-from blockmon.tui.subject import ParentSubject
+from blockmon.tui.subject import NodeSubject, ParentSubject
 from tests.blockmon.tui.fake import COMMANDS, GIB, FakeBackend, block_job, busy_graph, edge, event, node
 from tests.blockmon.tui.screens import line_with, lines, popup_text, shown, text, twelve_busy_seconds, until
 
@@ -82,6 +84,57 @@ async def test_access_is_reopened_with_the_children_as_they_are() -> None:
         assert not any("reopen" in command for command in (*written(app, "overlay2"), *written(app, "snap")))
 
 
+async def test_a_reopened_node_keeps_the_options_it_was_opened_with() -> None:
+    backend = able()
+    backend.commands.append("x-blockmon-query-node-options")
+    ask = backend.execute
+
+    async def execute(command: str, arguments: Any = None) -> Any:
+        if command != "x-blockmon-query-node-options":
+            return await ask(command, arguments)
+        assert arguments == {"node-name": "overlay1"}
+        return [
+            {"name": "driver", "value": "qcow2", "source": "explicit"},
+            {"name": "node-name", "value": "overlay1", "source": "explicit"},
+            {"name": "discard", "value": "unmap", "source": "explicit"},
+            {"name": "cache.no-flush", "value": True, "source": "explicit"},
+            {"name": "read-only", "value": False, "source": "explicit"},
+            {"name": "file.driver", "value": "file", "source": "explicit"},
+            {"name": "l2-cache-size", "value": 1048576, "source": "inherited"},
+            {"name": "overlap-check", "value": {"mode": "all", "template": "none"}, "source": "explicit"},
+            {"name": "pr-manager", "source": "default"},
+        ]
+
+    backend.execute = execute  # type: ignore[method-assign]
+    async with shown(backend) as (app, pilot, _):
+        app.graph.reveal(NodeSubject("overlay1"))
+        await pilot.press("a")
+        await until(pilot, lambda: "reopen it read-only" in popup_text(app))
+        assert "default" not in popup_text(app)
+        await pilot.press("w")
+        await until(pilot, lambda: app.prompt.text)
+        assert app.prompt.text == (
+            "blockdev-reopen options.0.driver=qcow2 options.0.node-name=overlay1 options.0.file=overlay1-file"
+            " options.0.backing=snap options.0.read-only=on options.0.discard=unmap options.0.cache.no-flush=on"
+            " options.0.overlap-check.mode=all options.0.overlap-check.template=none"
+        )
+
+
+async def test_a_backing_link_that_leads_nowhere_stays_unopened_in_a_reopen() -> None:
+    backend = able()
+    for item in backend.graph["nodes"]:
+        if item["node-name"] == "#block317":
+            item.update({"backing-file": "golden.qcow2", "monitor-owned": True, "read-only": False})
+    async with shown(backend) as (app, _, _):
+        assert any("options.0.backing=null" in command for command in written(app, "#block317"))
+
+
+async def test_where_options_cannot_be_asked_for_a_reopen_warns() -> None:
+    async with shown(able()) as (app, _, _):
+        names = [choice.name for choice in node_choices(app.state, "overlay1") if choice.word == "blockdev-reopen"]
+    assert names == ["reopen it read-only; other options go back to their defaults"]
+
+
 async def test_a_filter_can_be_put_in_and_taken_out() -> None:
     backend = able()
     backend.graph["nodes"].append(
@@ -122,9 +175,30 @@ async def test_a_filter_can_be_put_in_and_taken_out() -> None:
 async def test_devices_offer_what_their_trays_allow(device: DeviceState, words: set[str]) -> None:
     always = {"block_set_io_throttle", "block-latency-histogram-set", "block_resize", "device_del"}
     async with shown(able()) as (app, _, _):
-        app.state.devices = {"vda": device}
+        app.state.devices = {"vda": replace(device, qdev="vda")}
         found = {choice.word for choice in choices(app.state, ParentSubject("device:/machine/vda"))}
     assert found == words | always
+
+
+async def test_a_device_goes_by_what_the_server_knows_it_by() -> None:
+    async with shown(able()) as (app, _, _):
+
+        def found(**device: Any) -> dict[str, str]:
+            app.state.devices = {"vda": DeviceState(removable=True, tray_open=True, **device)}
+            choices_now = choices(app.state, ParentSubject("device:/machine/vda"))
+            return {choice.word: choice.command.split()[1] for choice in choices_now}
+
+        # QEMU does not find a virtio device's back end by the id of the device.
+        virtio = found(qdev="/machine/peripheral/vda/virtio-backend")
+        assert virtio.pop("device_del") == "id=vda"
+        assert virtio.pop("block_resize") == "node-name=overlay2"
+        assert set(virtio.values()) == {"id=/machine/peripheral/vda/virtio-backend"}
+        # One of -drive has no id, and goes by its path.
+        assert found(qdev="/machine/unattached/device[3]")["device_del"] == 'id="/machine/unattached/device[3]"'
+        drive = found()
+        assert drive["block_set_io_throttle"] == "device=vda"
+        assert drive["blockdev-close-tray"] == "device=vda"
+        assert not {"device_del", "block-latency-histogram-set", "blockdev-insert-medium"} & set(drive)
 
 
 async def test_trays_are_asked_for_and_again_when_they_move() -> None:
@@ -139,7 +213,8 @@ async def test_trays_are_asked_for_and_again_when_they_move() -> None:
 
     backend.execute = execute  # type: ignore[method-assign]
     async with shown(backend) as (app, pilot, _):
-        await until(pilot, lambda: app.state.devices.get("vda") == DeviceState(True, False, "overlay2"))
+        await until(pilot, lambda: "vda" in app.state.devices)
+        assert app.state.devices["vda"].inserted == "overlay2"
         answer[0]["tray_open"] = True
         backend.emit(event("DEVICE_TRAY_MOVED", 1, device="", id="vda", tray_open=True))
         await until(pilot, lambda: app.state.devices["vda"].tray_open)
@@ -167,6 +242,19 @@ async def test_a_paused_job_is_cancelled_only_by_force() -> None:
         assert "c cancel" not in lines(app)[-1]
         assert "o complete" in lines(app)[-1]
         assert "r resume" in lines(app)[-1]
+
+
+async def test_a_key_that_can_do_nothing_says_so() -> None:
+    backend = able()
+    backend.commands.remove("blockdev-mirror")
+    async with shown(backend) as (app, pilot, _):
+        await pilot.press("down", "d")
+        await until(pilot, lambda: "delete the node: not with overlay2 as it is now" in lines(app)[0])
+        await pilot.press("m")
+        await until(pilot, lambda: "mirror to another node: the server has no blockdev-mirror" in lines(app)[0])
+        await pilot.press("up", "n")
+        await until(pilot, lambda: "snapshot: vda is no node" in lines(app)[0])
+        assert app.prompt.text == ""
 
 
 # The question before harm
@@ -270,7 +358,27 @@ async def test_a_remote_engine_is_left_without_a_question() -> None:
         await until(pilot, lambda: not app.is_running)
 
 
+async def test_keys_typed_ahead_are_no_answer_to_a_question_that_nobody_has_seen() -> None:
+    async with shown(able()) as (app, pilot, backend):
+        await pilot.press("down")
+        for key, character in (("c", "c"), ("enter", "\r")):
+            app.post_message(Key(key, character))
+        await until(pilot, lambda: "Run this?" in popup_text(app))
+        await pilot.pause()
+        assert "block-commit" not in backend.executed
+        assert len(app.screen_stack) == 2
+        await pilot.press("enter")
+        await until(pilot, lambda: "block-commit" in backend.executed)
+
+
 # The palette
+
+
+async def test_letters_typed_right_after_its_key_go_into_the_palette() -> None:
+    async with shown(able()) as (app, pilot, _):
+        for key, character in (("f9", None), *((letter, letter) for letter in "stre")):
+            app.post_message(Key(key, character))
+        await until(pilot, lambda: isinstance(app.screen, PalettePopup) and app.screen.query_line.text == "stre")
 
 
 async def test_the_palette_writes_a_command_with_what_it_demands() -> None:
@@ -329,10 +437,36 @@ async def test_help_begins_with_the_pane_in_focus(key: str, first: str) -> None:
         await until(pilot, lambda: len(app.screen_stack) == 1)
 
 
+async def test_help_without_an_f_key() -> None:
+    async with shown() as (app, pilot, _):
+        await pilot.press("down", "question_mark")
+        await until(pilot, lambda: "Graph, where you are" in popup_text(app))
+        await pilot.press("question_mark")
+        await until(pilot, lambda: len(app.screen_stack) == 1)
+        await pilot.press("a", "question_mark")
+        await until(pilot, lambda: "write into the prompt" in popup_text(app))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 10)], ids=["80x24", "40x10"])
+async def test_no_line_of_the_help_is_cut_off(size: tuple[int, int]) -> None:
+    async with shown(size=size) as (app, pilot, _):
+        for key in ("f2", "f3", "f4", "f6", "f5"):
+            await pilot.press(key, "f1")
+            await until(pilot, lambda: "where you are" in popup_text(app))
+            for _ in range(16):
+                assert "…" not in popup_text(app).replace("events: …", "")
+                await pilot.press("pagedown")
+            await pilot.press("escape")
+            await until(pilot, lambda: len(app.screen_stack) == 1)
+
+
 async def test_popups_have_help_of_their_own() -> None:
     async with shown() as (app, pilot, _):
         await pilot.press("down", "a", "f1")
         await until(pilot, lambda: "write into the prompt" in popup_text(app))
+        # Textual's own keys do nothing here.
+        assert "Focus" not in popup_text(app)
+        assert "Copy selected" not in popup_text(app)
         await pilot.press("escape", "escape", "colon", "f1")
         await until(pilot, lambda: "do it; a command is written into the prompt" in popup_text(app))
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from textual.events import Paste
+from textual.events import Key, Paste
 from textual.pilot import Pilot
 
 from blockmon.tui.app import BlockmonApp
@@ -129,6 +129,19 @@ async def test_from_an_event_to_its_job_and_its_node() -> None:
         # It was folded away.
         assert isinstance(app.graph.subject(), NodeSubject)
         assert app.graph.subject().name == "snap-file"  # type: ignore[union-attr]
+
+
+async def test_keys_typed_right_after_a_jump_go_where_it_leads() -> None:
+    async with shown() as (app, pilot, backend):
+        backend.emit(event("JOB_STATUS_CHANGE", 1, id="stream0", status="running"))
+        await until(pilot, lambda: app.state.events.end == 1)
+        await pilot.press("f4")
+        for key in ("o", "up"):
+            app.post_message(Key(key, key if len(key) == 1 else None))
+        await until(pilot, lambda: app.focused is app.jobs and app.jobs.job is not None)
+        assert app.jobs.job is not None
+        assert app.jobs.job.id != "stream0"
+        assert not app.log_pane.paused
 
 
 async def test_an_event_of_what_is_gone_says_so() -> None:

@@ -172,6 +172,17 @@ async def test_what_changed_is_marked_for_a_moment(monkeypatch: pytest.MonkeyPat
         assert app.graph.marks.next_fade is None
 
 
+async def test_an_export_or_a_device_that_goes_is_shown_for_a_moment() -> None:
+    async with shown(size=(80, 60)) as (app, pilot, backend):
+        for key in ("exp0", "/machine/vda"):
+            backend.graph["parents"] = [item for item in backend.graph["parents"] if item["id"] != key]
+            backend.graph["edges"] = [item for item in backend.graph["edges"] if item["parent"] != key]
+            backend.change_graph()
+            name = key.rpartition("/")[2]
+            await until(pilot, lambda name=name: line_with(app, f"{name}  ").endswith("  gone"))  # type: ignore[misc]
+            assert line_with(app, f"{name}  ").startswith("-")
+
+
 async def test_what_is_gone_is_shown_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blockmon.model.marks.SECONDS", 0.5)
     async with shown(size=(80, 30)) as (app, pilot, backend):
@@ -279,3 +290,14 @@ async def test_ten_thousand_nodes_are_drawn_by_the_screenful(monkeypatch: pytest
         await until(pilot, lambda: "n999-9" in text(app))
         await pilot.press("pageup")
         assert drawn <= 4 * app.graph.visible_rows
+
+
+async def test_sizes_that_change_do_not_lay_the_tree_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blockmon.tui import graph_pane
+
+    async with shown() as (app, pilot, backend):
+        monkeypatch.setattr(graph_pane, "flatten", lambda *arguments, **options: pytest.fail("laid out anew"))
+        backend.graph["nodes"][0]["allocated"] = 5 * GIB
+        backend.graph["edges"][2]["frozen"] = False
+        backend.change_graph()
+        await until(pilot, lambda: "rw    5G   20G" in text(app) and "backing → overlay1" in text(app))

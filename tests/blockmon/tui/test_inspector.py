@@ -332,3 +332,13 @@ def test_finding_things_in_answers() -> None:
     assert [nanoseconds(value) for value in (None, 850, 12_300, 1_200_000, 3.4e9)] == [
         "-", "850ns", "12µs", "1.2ms", "3.4s",
     ]  # fmt: skip
+
+
+async def test_filters_are_no_layers_of_a_chain() -> None:
+    backend = FakeBackend(busy_graph())
+    for item in backend.graph["nodes"]:
+        if item["node-name"] == "overlay1":
+            item["filter"] = True
+    async with shown(backend, size=(140, 40)) as (app, pilot, _):
+        await pilot.press("down")
+        await until(pilot, lambda: "3 layers: overlay2 → [overlay1] → snap → base" in text(app))
