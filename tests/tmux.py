@@ -1,5 +1,6 @@
 """A program in a real terminal, by tmux: what is on the screen, and keys for it."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -84,6 +85,15 @@ class Tmux:
     def wait_gone(self, text: str, timeout: float = 10) -> str:
         """Wait until the screen no longer shows *text*, and return the screen."""
         return self._wait(lambda screen: text not in screen, f"{text!r} to go", timeout)
+
+    def press_until(self, key: str, text: str, timeout: float = 10) -> str:
+        """Press *key* until *text* shows; a press that comes faster than a person's may count as typed ahead."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            self.send(key)
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(text, 0.5)
+        return self.wait_for(text, 0.5)
 
     def _wait(self, holds: Callable[[str], bool], what: str, timeout: float) -> str:
         deadline = time.monotonic() + timeout

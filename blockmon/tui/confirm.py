@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,6 +15,9 @@ from blockmon.tui.popups import Popup, Row
 _WIDEST = 76
 _MARGIN = 4
 """Cells that the frame and the list's own margins take."""
+
+_UNSEEN = 0.1
+"""Seconds within which a key comes at most that was pressed before the question stood there."""
 
 RUN, EDIT = "run", "edit"
 
@@ -37,6 +41,7 @@ class ConfirmPopup(Popup):
         self.warning = tuple(warning)
         self.edit = edit
         self._seen = False
+        self._asked = 0.0
         dot = f" {look.symbols.dot} "
         foot = dot.join(filter(None, (f"Enter {verb}", "e edits it" if edit else "", "Esc leaves")))
         super().__init__(look, title, self._rows(look, _WIDEST), has_cursor=False, foot=foot)
@@ -60,12 +65,14 @@ class ConfirmPopup(Popup):
 
     def on_mount(self) -> None:
         super().on_mount()
+        self._asked = time.monotonic()
         self.call_after_refresh(self._now_seen)
 
     def _now_seen(self) -> None:
         self._seen = True
 
     def action_answer(self, answer: str) -> None:
-        # What was typed ahead was not meant for a question that nobody had seen yet.
-        if self._seen:
+        # What was typed ahead was not meant for a question that nobody had seen yet. On a busy screen the news that it
+        # was drawn may come long after the picture.
+        if self._seen or time.monotonic() - self._asked > _UNSEEN:
             self.dismiss(answer)

@@ -43,8 +43,7 @@ def test_the_demo_by_keys_alone(tmp_path: Path) -> None:
         terminal.wait_for("K  cancel by force")
         terminal.send("K")
         terminal.wait_for("what it has done is thrown away")
-        terminal.send("Enter")
-        terminal.wait_for("(qmp) job-cancel id=merge")
+        terminal.press_until("Enter", "(qmp) job-cancel id=merge")
         terminal.send("F3")
         terminal.wait_for("cancelled")
         # Leaving asks, and does not leave unless it is told twice.

@@ -96,6 +96,11 @@ def text(app: BlockmonApp) -> str:
     return "\n".join(lines(app))
 
 
+def unwrapped(words: str) -> str:
+    """Text without blanks and line breaks: what a long path wraps where it likes can be looked for in it."""
+    return "".join(words.split())
+
+
 def popup_text(app: BlockmonApp) -> str:
     """The text of what has opened over the screen."""
     return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())

@@ -13,7 +13,7 @@ from blockmon.repl.settings import settings_of
 from blockmon.tui.app import BlockmonApp
 from blockmon.tui.help import help_sections
 from tests.blockmon.tui.fake import FakeBackend
-from tests.blockmon.tui.test_app import lines, text, until
+from tests.blockmon.tui.screens import lines, text, until, unwrapped
 from tests.blockmon.tui.test_prompt_pane import Screen, screen
 
 __all__ = ["screen"]
@@ -99,7 +99,7 @@ async def test_the_screen_takes_its_configuration(configured: BlockmonApp) -> No
         assert "block>" in text(app)
         assert "F3" not in shown[-1]
         assert "config.toml:13: keys.pane.nix: nothing on the screen" in shown[0]
-        assert "config.toml:14: keys.zoom: " in text(app)
+        await until(pilot, lambda: "config.toml:14:keys.zoom:" in unwrapped(text(app)))
         assert app.session.settings["keys"] == "vi"
         await pilot.press("f5", *"que", "ctrl+g")
         await until(pilot, lambda: app.log_pane.has_focus)

@@ -13,7 +13,7 @@ from blockmon.backend import open_backend
 from blockmon.options import CommonOptions
 from blockmon.repl.session import ReplSession
 from blockmon.tui.script_app import ScriptApp
-from tests.blockmon.tui.screens import line_with, lines, text, until, widest
+from tests.blockmon.tui.screens import line_with, lines, text, until, unwrapped, widest
 from tests.tmux import Tmux
 
 
@@ -103,7 +103,8 @@ async def test_what_failed_is_marked_and_told_behind_the_screen(
     async with running(tmp_path, f"{ADD.format('a0')}blockdev-del node-name=none\n{ADD.format('a1')}") as show:
         await show.until("─ failed ─")
         assert line_with(show.app, "2 blockdev-del").startswith("✗")
-        assert "Failed to find node with node-name='none'" in text(show.app)
+        told = unwrapped("Failed to find node with node-name='none'")
+        await until(show.pilot, lambda: told in unwrapped(text(show.app)))
         assert await show.nodes() == ["a0"]
         assert await show.app.finish(0) == 1
     assert "script.bmon:2:1: blockdev-del: GenericError: Failed to find node" in capsys.readouterr().err
