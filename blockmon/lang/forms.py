@@ -24,6 +24,10 @@ _FIRST_WORD = re.compile(r"\S+")
 _PAIR = re.compile(r"[\w.-]+=")
 
 
+_HMP_WITH_HYPHEN = frozenset({"qemu-io", "xen-event-inject", "xen-event-list"})
+"""The HMP commands whose names look like QMP's."""
+
+
 class Form(enum.Enum):
     """The form of a command, told by its beginning."""
 
@@ -85,7 +89,8 @@ def _classify(text: str, commands: Collection[str]) -> tuple[Form, int]:
         if word == "hmp":
             return Form.HMP, start
         return (Form.JSON if text[start] == "{" else Form.SHELL), start
-    if word not in commands:
+    if word not in commands and (commands or "-" not in word or word in _HMP_WITH_HYPHEN):
+        # As long as the server's commands are not known, a hyphen tells.
         return Form.HMP, match.start()
     # The names that HMP and QMP share (quit, block_resize, device_add …) have no hyphen, so a hyphen makes it QMP even
     # when what follows is wrong, and the error is about that. `device_add virtio-blk,drive=d0` is HMP.

@@ -167,7 +167,7 @@ def test_the_prompt_alone(daemon: Server, blockmon: Callable[..., Tmux]) -> None
     terminal.wait_for("(qmp)")
     terminal.type("query-block-exports ")
     terminal.send("Enter")
-    terminal.wait_for("e0")
+    terminal.wait_for(re.compile(r"\be0\b"))
     daemon.stop()
     terminal.wait_for("connection lost: the server has closed the connection")
     terminal.type("query-version ")

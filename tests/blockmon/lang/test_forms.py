@@ -239,3 +239,11 @@ class TestSchema:
 
     def test_enum_values(self) -> None:
         assert SCHEMA.arguments_of("block-stream")["on-error"].values == ("report", "ignore", "enospc", "stop", "auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [("query-version", Form.SHELL), ("info block", Form.HMP), ("qemu-io d 'read 0 1'", Form.HMP), ("quit", Form.HMP)],
+)
+def test_before_the_commands_of_the_server_are_known_a_hyphen_tells(text: str, form: Form) -> None:
+    assert classify(text, ()) is form
