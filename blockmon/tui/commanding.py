@@ -223,10 +223,6 @@ class CommandingApp(ThemedApp):
         else:
             self.header.say(f"{what}: {name} is no node")
 
-    def choose_written(self, command: str) -> None:
-        """Do the action of the selection that writes this command."""
-        self.choose(Choice("", "", command))
-
     # The palette.
 
     def action_palette(self) -> None:

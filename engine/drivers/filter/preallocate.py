@@ -173,24 +173,33 @@ class PreallocateDriver(FilterDriver):
                     # Data among zeros that were written past the end earlier.
                     self._zero_start = max(self._zero_start, end)
                 return False
-            self._data_end = end
             zero_start = self._zero_start
             if zero_start is None or not zeros:
-                zero_start = self._zero_start = end
-            # Earlier writes may be on their way still, so the file counts as long as they will make it.
-            file_end = max(self._known_file_end(), before)
-            if end <= file_end:
-                return zeros and offset >= zero_start
-            start = min(offset, file_end) if zeros else file_end
-            stop = _round_up(end + self.size, self.align)
+                zero_start = end
             try:
-                self.file.write_zeroes(start, stop - start, _NO_FALLBACK)
-            except OSError:
-                # What can't be had ahead does no harm.
-                self._file_end = None
-                return False
-            self._file_end = stop
-            return zeros
+                return self._put_ahead(offset, before, end, zeros, zero_start)
+            finally:
+                # Only now: others that write below this end don't ask for the lock, and their data must not be covered
+                # by zeros that come after them.
+                self._zero_start = zero_start
+                self._data_end = end
+
+    def _put_ahead(self, offset: int, before: int, end: int, zeros: bool, zero_start: int) -> bool:
+        """Make the file longer for data that end at *end*, *before* until now; whether [offset, end) is zeros then."""
+        # Earlier writes may be on their way still, so the file counts as long as they will make it.
+        file_end = max(self._known_file_end(), before)
+        if end <= file_end:
+            return zeros and offset >= zero_start
+        start = min(offset, file_end) if zeros else file_end
+        stop = _round_up(end + self.size, self.align)
+        try:
+            self.file.write_zeroes(start, stop - start, _NO_FALLBACK)
+        except OSError:
+            # What can't be had ahead does no harm.
+            self._file_end = None
+            return False
+        self._file_end = stop
+        return zeros
 
     def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
         with self._lock:

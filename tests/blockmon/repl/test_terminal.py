@@ -303,7 +303,8 @@ async def test_events_wait_for_the_pager(terminal: Terminal, monkeypatch: pytest
     os.kill(os.getpid(), signal.SIGINT)  # the pager's business
     await asyncio.sleep(0)
     assert "BLOCK_IO_ERROR" not in terminal.screen
-    with open(tmp_path / "gate", "w") as gate:  # noqa: ASYNC230
+    # The pager opens its end when it has been sent the whole answer, which takes this loop.
+    with await asyncio.to_thread(open, tmp_path / "gate", "w") as gate:
         gate.write("on\n")
     await terminal.until(lambda: "BLOCK_IO_ERROR" in terminal.screen)
     assert "stopped waiting" not in terminal.screen

@@ -334,3 +334,26 @@ def test_as_without_the_filter(data: st.DataObject, tmp_path_factory: pytest.Tem
     finally:
         bench.graph.close()
     assert bench.path.read_bytes() == model
+
+
+def test_data_that_comes_while_zeros_are_put_ahead_is_not_covered_by_them(bench: Filter) -> None:
+    child = bench.child.driver
+    real = child.write_zeroes
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(offset: int, length: int, flags: int = 0) -> None:
+        begun.set()
+        # The other writer has either written by then, or waits for the end of this.
+        go_on.wait(0.2)
+        real(offset, length, flags)
+
+    child.write_zeroes = slow  # type: ignore[method-assign]
+    far = threading.Thread(target=lambda: bench.write(9000, b"b" * 1000))
+    far.start()
+    assert begun.wait(20)
+    near = threading.Thread(target=lambda: (bench.write(5000, b"a" * 1000), go_on.set()))
+    near.start()
+    for thread in (far, near):
+        thread.join(20)
+    assert bench.read(5000, 1000) == b"a" * 1000
+    assert bench.read(9000, 1000) == b"b" * 1000
