@@ -41,8 +41,9 @@ class EventLoopBaseProperties(Struct):
 class IothreadProperties(EventLoopBaseProperties):
     """Options of an iothread.
 
-    poll_max_ns, poll_grow, poll_shrink: how QEMU tunes busy waiting. This engine never waits busily, so these are kept
-    for query-iothreads and qom-get alone.
+    poll_max_ns, poll_grow, poll_shrink: for how many nanoseconds the threads that serve NBD clients wait busily for
+    the next request at most (0: never; not given: 100,000), and by what factors the time adapts (0: double, drop at
+    once). See ``engine.exports.nbd.polling``.
     """
 
     poll_max_ns: Int | None = None
@@ -53,6 +54,8 @@ class IothreadProperties(EventLoopBaseProperties):
 @user_creatable
 class IOThread(UserObject):
     """A named loop and its workers. submit() and run() may be called from any thread."""
+
+    options: IothreadProperties
 
     type_name = "iothread"
     ancestors = ("event-loop-base", "object")

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from engine.exports.nbd.handshake import Disconnect
+from engine.exports.nbd.polling import BusyPoll
 from engine.graph.driver import Status, WriteFlag
 from engine.graph.requests import is_zero
 from engine.graph.status import status_above
@@ -125,13 +126,19 @@ class Transmission:
         """How many of the next long reads are not asked for holes."""
         self._needed = 0
         """Why serving stopped: bytes of the in buffer that the next request takes, if more than there are."""
+        self._batch = 0
+        """Reads and writes served at once last."""
 
     def run(self) -> None:
         """Serve until the client leaves."""
         view = self._in
         receive = self._sock.recv_into
+        # A TLS session may hold data that the socket has no more.
+        polling = BusyPoll(self._sock, self._backend) if type(self._sock) is socket.socket else None
         start = end = 0
         while True:
+            if polling is not None and self._batch == 1:
+                polling.wait()
             if start == end:
                 start = end = 0
             elif start + max(self._needed, self._head) > _IN:
@@ -259,6 +266,7 @@ class Transmission:
                 if (kind != nbd.CMD_WRITE or flags or not writes & 15) and (door.closed or time.monotonic() > until):
                     break
             self._end = at
+        self._batch = reads + writes
         stats = backend.stats
         stats.rd_operations += reads
         stats.rd_bytes += read_bytes
