@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.copying import host_copy
 from engine.drivers.protocol.file import HostFileDriver
 from engine.graph.backend import BlockBackend
 from engine.graph.permissions import Perm
@@ -83,6 +84,7 @@ class Recorder:
         for kind in ("write", "write_zeroes", "discard", "flush", "truncate"):
             self._patch(HostFileDriver, kind, getattr(self, f"_{kind}"))
         self._patch(os, "copy_file_range", self._copy)
+        self._patch(host_copy, "write_at", self._write_at)
 
     def _patch(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         inner = getattr(owner, name)
@@ -159,6 +161,13 @@ class Recorder:
         done: int = inner(source, target, count, from_offset, to_offset)
         data = os.pread(target, done, to_offset)
         self._end(self._add(Event("write", (info.st_dev, info.st_ino), to_offset, data)))
+        return done
+
+    def _write_at(self, inner: Any, target: int, data: memoryview, offset: int) -> int:
+        info = os.fstat(target)
+        event = self._add(Event("write", (info.st_dev, info.st_ino), offset, bytes(data)))
+        done: int = inner(target, data, offset)
+        self._end(event)
         return done
 
     # -- power cuts ------------------------------------------------------------------------------------------

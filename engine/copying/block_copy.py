@@ -5,7 +5,8 @@ lacks. Whoever needs clusters there (a guest about to overwrite them, the job in
 bitmap as a task in flight and copies them; who finds them in flight waits. A failed task puts its clusters back.
 
 As every writer of the source goes through the filter, and the filter lets no write, zero write or discard into a
-cluster before that is copied, the host clusters of a task stay where block_status found them: the kernel may copy them.
+cluster before that is copied, the host clusters of a task stay where block_status found them: they may be copied from
+host file to host file.
 """
 
 from __future__ import annotations
@@ -424,6 +425,6 @@ class BlockCopy:
         except IndexError:
             made_for, copier = None, None
         if copier is None or made_for is not node:
-            copier = Copier(node, _EdgeTarget(self._target, self._kernel), flushed_after=False)
+            copier = Copier(node, _EdgeTarget(self._target, self._kernel))
         yield copier
         self._copiers.append((node, copier))

@@ -1,7 +1,7 @@
 """The copy path: guest-visible bytes of one node into another.
 
-Every job moves its data through a Copier. It asks block_status for runs as long as it can get, joins neighbours, has
-the kernel copy (copy_file_range) where both ends are bytes of host files and nothing that sees or changes requests lies
+Every job moves its data through a Copier. It asks block_status for runs as long as it can get, joins neighbours, goes
+from host file to host file (HostCopy) where both ends are bytes of such and nothing that sees or changes requests lies
 between, moves the rest through one large buffer, and makes zeros by write_zeroes: holes are neither read nor written.
 
     source  a node; what a read of it would return is copied, whatever layer it comes from
@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.copying.host_copy import HostCopy
 from engine.copying.targets import BackendTarget as BackendTarget
 from engine.copying.targets import PopulateTarget as PopulateTarget
 from engine.copying.targets import Target
@@ -29,16 +30,13 @@ from engine.graph.status import resolve_host, status_above
 BUFFER_SIZE = 2 << 20
 ZERO_SPAN = 512 << 10
 """Data is looked at for zeros in pieces of this many bytes, as QEMU's stream does."""
-SMALLEST_KERNEL_COPY = 64 << 10
-"""Below this many bytes a copy through the buffer is as fast."""
+SMALLEST_HOST_COPY = 64 << 10
+"""Below this many bytes a copy by a read and a write of the nodes is as fast."""
 _PEEK = 64
 
 _DATA, _ZERO, _VALID = int(Status.DATA), int(Status.ZERO), int(Status.OFFSET_VALID)
 _COMPRESSED = int(Status.COMPRESSED)
 _WRITES = int(Perm.WRITE | Perm.WRITE_UNCHANGED)
-_NOT_IN_KERNEL = frozenset(
-    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY, errno.EPERM}
-)
 
 
 class CopyError(Exception):
@@ -63,23 +61,20 @@ class Piece:
 class Copier:
     """Copies ranges from *source* to *target*; any thread, one range at a time.
 
-    look_for_zeros: whether data that is all zero becomes a zero write (stream), in pieces of ZERO_SPAN. flushed_after:
-    whether a flush of the target comes behind the last copy, so that it pays to have the disk begin before.
+    look_for_zeros: whether data that is all zero becomes a zero write (stream), in pieces of ZERO_SPAN.
     """
 
-    def __init__(
-        self, source: Node, target: Target, *, look_for_zeros: bool = False, flushed_after: bool = True
-    ) -> None:
+    def __init__(self, source: Node, target: Target, *, look_for_zeros: bool = False) -> None:
         self._source = source
         self._target = target
         self._look_for_zeros = look_for_zeros
         self._buffer: memoryview | None = None
-        self._refused: set[tuple[int, int]] = set()
+        self._mover = HostCopy()
         self._through = False, False
-        """Whether the kernel may bypass what lies above source and target, while copy() runs."""
-        self.kernel_bytes = 0
-        """Bytes copied by the kernel."""
-        self._writeback = Writeback(target.node) if flushed_after else None
+        """Whether a copy may bypass what lies above source and target, while copy() runs."""
+        self.host_bytes = 0
+        """Bytes copied from host file to host file."""
+        self._writeback = Writeback(target.node)
 
     def copy(self, offset: int, length: int) -> int:
         """Make [offset, offset + length) of the target read as the source does; returns how many bytes were no zeros.
@@ -272,13 +267,12 @@ class Copier:
             if kind != HOLE:
                 target.placed(piece.offset, piece.length)
         moved = sum(piece.length for piece in data)
-        self.kernel_bytes += moved
-        if self._writeback is not None:
-            self._writeback.wrote(moved)
+        self.host_bytes += moved
+        self._writeback.wrote(moved)
         return True
 
     def _carry_out(self, plan: WritePlan, pieces: list[Piece], start: int, stop: int) -> bool:
-        """Copy into the plan's extents and commit it; False where the kernel can't: the plan is aborted."""
+        """Copy into the plan's extents and commit it; False where that can't be: the plan is aborted."""
         try:
             # The host's own plan takes a grown file's new length over; what was just written would read as zeros.
             ends: dict[int, tuple[Node, int, int]] = {}
@@ -292,12 +286,14 @@ class Copier:
             for part in inner:
                 part.commit()
         except OSError:
-            # It can't be done or it failed: the way through the buffer works, or tells which side is at fault.
+            # It can't be done or it failed: the way through the nodes works, or tells which side is at fault.
             plan.abort()
             return False
         except BaseException:
             plan.abort()
             raise
+        finally:
+            self._mover.forget()
         for host, _, _ in ends.values():
             mark_unflushed_between(self._target.node, host)
         try:
@@ -313,20 +309,20 @@ class Copier:
         at = 0
         while at < len(pieces):
             upto = at + 1
-            in_kernel = pieces[at].host is not None
-            while upto < len(pieces) and (pieces[upto].host is not None) == in_kernel:
+            in_files = pieces[at].host is not None
+            while upto < len(pieces) and (pieces[upto].host is not None) == in_files:
                 upto += 1
-            self._move(pieces[at:upto], in_kernel)
+            self._move(pieces[at:upto], in_files)
             at = upto
         pieces.clear()
 
-    def _move(self, group: list[Piece], in_kernel: bool) -> None:
+    def _move(self, group: list[Piece], in_files: bool) -> None:
         start, end = group[0].offset, group[-1].offset + group[-1].length
-        # The target takes whole clusters from the kernel; what is left at either end goes through the buffer.
-        cluster = extent_cluster(self._target.node) if in_kernel else 1
+        # The target takes whole clusters placed in its file; what is left at either end goes through the buffer.
+        cluster = extent_cluster(self._target.node) if in_files else 1
         first = -(-start // cluster) * cluster
         last = end if end == self._target.node.length else end - end % cluster
-        if in_kernel and last - first >= SMALLEST_KERNEL_COPY and self._in_kernel(group, first, last - first):
+        if in_files and last - first >= SMALLEST_HOST_COPY and self._in_files(group, first, last - first):
             if start < first:
                 self._by_buffer(start, first - start)
             if last < end:
@@ -334,8 +330,8 @@ class Copier:
         else:
             self._by_buffer(start, end - start)
 
-    def _in_kernel(self, pieces: list[Piece], offset: int, length: int) -> bool:
-        """Copy by copy_file_range; False when that does not work here, nothing visible has changed then."""
+    def _in_files(self, pieces: list[Piece], offset: int, length: int) -> bool:
+        """Copy from host file to host file; False when that does not work here, nothing visible has changed then."""
         target = self._target
         if not self._through[1]:
             return False
@@ -349,9 +345,8 @@ class Copier:
         for host, host_offset, size in plan.extents:
             host.after_host_write(host_offset, size)
         target.placed(offset, length)
-        self.kernel_bytes += length
-        if self._writeback is not None:
-            self._writeback.wrote(length)
+        self.host_bytes += length
+        self._writeback.wrote(length)
         return True
 
     def _copy_extents(self, pieces: list[Piece], plan: WritePlan, start: int, end: int) -> None:
@@ -365,29 +360,11 @@ class Copier:
                     continue
                 size = min(room, stop - at)
                 assert piece.host is not None
-                self._copy_run(piece.host, piece.host_offset + at - piece.offset, to_node, to_offset, size)
+                self._mover.move(piece.host, piece.host_offset + at - piece.offset, to_node, to_offset, size)
                 at += size
                 to_offset += size
                 room -= size
-
-    def _copy_run(self, source: Node, offset: int, to: Node, to_offset: int, length: int) -> None:
-        pair = (id(source), id(to))
-        from_fd, to_fd = source.driver.host_fd(), to.driver.host_fd()
-        if pair in self._refused or from_fd is None or to_fd is None:
-            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-        while length:
-            try:
-                done = os.copy_file_range(from_fd, to_fd, length, offset, to_offset)
-            except OSError as exc:
-                if exc.errno in _NOT_IN_KERNEL:
-                    self._refused.add(pair)
-                raise
-            if not done:
-                # The file ends inside the run; what follows reads as zeros, which the buffer will bring.
-                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-            offset += done
-            to_offset += done
-            length -= done
+        self._mover.finish()
 
     def _by_buffer(self, offset: int, length: int) -> None:
         end = offset + length
@@ -408,8 +385,7 @@ class Copier:
             except OSError as exc:
                 raise CopyError(exc, False) from exc
             offset += len(part)
-        if self._writeback is not None:
-            self._writeback.wrote(length)
+        self._writeback.wrote(length)
 
     def _scratch(self) -> memoryview:
         if self._buffer is None:

@@ -30,16 +30,16 @@ class Target(Protocol):
     def write_zeroes(self, offset: int, length: int) -> None: ...
 
     def plan(self, offset: int, length: int) -> WritePlan | None:
-        """Host space for data that the kernel copies; None when it has to go through write()."""
+        """Host space for data that is copied from a host file; None when it has to go through write()."""
 
     def plan_runs(self, offset: int, runs: Sequence[tuple[int, int]]) -> WritePlan | None:
         """The same for data and zeros that take turns from *offset* on, see Driver.begin_writes."""
 
     def holding(self, offset: int, length: int) -> AbstractContextManager[None]:
-        """Keeps overlapping writes out while the kernel copies."""
+        """Keeps overlapping writes out while the host's files are copied."""
 
     def placed(self, offset: int, length: int) -> None:
-        """The kernel has copied and the plan is committed: bookkeeping, as if write() had been called."""
+        """The data has been placed and the plan is committed: bookkeeping, as if write() had been called."""
 
 
 class BackendTarget:

@@ -1,8 +1,8 @@
 """Writeback that begins while data is still being copied.
 
-A job ends with a flush. The host would keep most of what was written in its cache until then: the disk idles while the
-job copies, and the job while the disk writes. So the host is asked to begin as soon as there is enough to write; that
-alone makes copies of full images half as fast again.
+A job ends with a flush, or whoever started it flushes what it made. The host would keep most of what was written in its
+cache until then: the disk idles while the job copies, and the job while the disk writes. So the host is asked to begin
+as soon as there is enough to write; that alone makes copies of full images half as fast again.
 """
 
 from __future__ import annotations

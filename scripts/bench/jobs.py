@@ -4,8 +4,9 @@
     scripts/bench/jobs.py [--size MIB] [--rounds N] [--folder DIR] [--only WORD]
 
 Each case is done by both sides in turn; printed are the medians and their ratio (the daemon's time by ours: above 1
-ours is faster), and the geometric mean of the ratios. A copy counts as done when it is on the disk: that is when the
-job says it is ready or complete, and for cp when `sync -d` has come back.
+ours is faster), and the geometric mean of the ratios. A copy counts as done when the job has said that it is ready or
+complete and the data are on the disk, as `sync -d` does it; so for cp. With --no-flush nobody waits for the disk: both
+sides open all images with cache.no-flush=on, and what counts is the job's event.
 
 Layouts: "full" is all data; "holes" has 64 KiB of data after every 64 KiB of nothing.
 """
@@ -88,10 +89,11 @@ def wire(arguments: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Place:
-    """Where images are, and how large. size: bytes of the disk."""
+    """Where images are, and how large. size: bytes of the disk. no_flush: nothing waits for the host's disk."""
 
     folder: Path
     size: int
+    no_flush: bool = False
 
     def source(self, layout: str, fmt: str) -> Path:
         """An image of that layout, made when it is first asked for."""
@@ -120,19 +122,32 @@ def convert(path: Path, fmt: str, to: Path, to_format: str) -> None:
     subprocess.run(["qemu-img", "convert", "-f", fmt, "-O", to_format, path, to], check=True)
 
 
-def add(side: Side, name: str, fmt: str, path: Path, **options: Any) -> None:
-    side.do("blockdev-add", node_name=name, driver=fmt, file={"driver": "file", "filename": str(path)}, **options)
+def add(side: Side, place: Place, name: str, fmt: str, path: Path, **options: Any) -> None:
+    cache = {"no-flush": place.no_flush}
+    file = {"driver": "file", "filename": str(path), "cache": cache}
+    side.do("blockdev-add", node_name=name, driver=fmt, file=file, cache=cache, **options)
+
+
+def seconds_since(began: float, place: Place, target: Path) -> float:
+    """The time until now, when a job has ended, or until *target* is on the disk."""
+    if not place.no_flush:
+        fd = os.open(target, os.O_RDONLY)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+    return time.monotonic() - began
 
 
 def mirror(side: Side, place: Place, layout: str, fmt: str, to: str) -> float:
     target = place.empty(to)
-    add(side, "s", fmt, place.source(layout, fmt))
-    add(side, "t", to, target)
+    add(side, place, "s", fmt, place.source(layout, fmt))
+    add(side, place, "t", to, target)
     os.sync()
     began = time.monotonic()
     side.do("blockdev-mirror", job_id="j", device="s", target="t", sync="full")
     side.wait("BLOCK_JOB_READY")
-    taken = time.monotonic() - began
+    taken = seconds_since(began, place, target)
     side.do("block-job-cancel", device="j")
     side.wait("BLOCK_JOB_COMPLETED")
     return taken
@@ -140,26 +155,26 @@ def mirror(side: Side, place: Place, layout: str, fmt: str, to: str) -> float:
 
 def backup(side: Side, place: Place, layout: str, fmt: str, to: str) -> float:
     target = place.empty(to)
-    add(side, "s", fmt, place.source(layout, fmt))
-    add(side, "t", to, target)
+    add(side, place, "s", fmt, place.source(layout, fmt))
+    add(side, place, "t", to, target)
     os.sync()
     began = time.monotonic()
     side.do("blockdev-backup", job_id="j", device="s", target="t", sync="full")
     side.wait("BLOCK_JOB_COMPLETED")
-    return time.monotonic() - began
+    return seconds_since(began, place, target)
 
 
 def stream(side: Side, place: Place, layout: str, fmt: str, to: str) -> float:
     """Pull an image into an overlay of format *to*."""
     source = place.source(layout, fmt)
     target = place.empty(to, source, fmt)
-    add(side, "s", fmt, source, read_only=True)
-    add(side, "t", to, target, backing="s")
+    add(side, place, "s", fmt, source, read_only=True)
+    add(side, place, "t", to, target, backing="s")
     os.sync()
     began = time.monotonic()
     side.do("block-stream", job_id="j", device="t")
     side.wait("BLOCK_JOB_COMPLETED")
-    return time.monotonic() - began
+    return seconds_since(began, place, target)
 
 
 def commit(side: Side, place: Place, layout: str, fmt: str, to: str) -> float:
@@ -170,14 +185,14 @@ def commit(side: Side, place: Place, layout: str, fmt: str, to: str) -> float:
     subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", target, "-F", to, middle], check=True)
     command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", middle, "-F", "qcow2", top]
     subprocess.run(command, check=True)
-    add(side, "t", to, target, read_only=True)
-    add(side, "s", "qcow2", middle, read_only=True, backing="t")
-    add(side, "top", "qcow2", top, backing="s")
+    add(side, place, "t", to, target, read_only=True)
+    add(side, place, "s", "qcow2", middle, read_only=True, backing="t")
+    add(side, place, "top", "qcow2", top, backing="s")
     os.sync()
     began = time.monotonic()
     side.do("block-commit", job_id="j", device="top", top_node="s", base_node="t")
     side.wait("BLOCK_JOB_COMPLETED")
-    return time.monotonic() - began
+    return seconds_since(began, place, target)
 
 
 def tidy(side: Side) -> None:
@@ -225,10 +240,12 @@ CASES: list[tuple[str, Job, str, str, str]] = [
 ]
 
 
-def rows(size: int, rounds: int, folder: str | None = None, only: str = "") -> Iterator[Row]:
+def rows(
+    size: int, rounds: int, folder: str | None = None, only: str = "", *, no_flush: bool = False
+) -> Iterator[Row]:
     """Measure the cases that have *only* in their name, with disks of *size* bytes; images are made in *folder*."""
     with tempfile.TemporaryDirectory(dir=folder) as where, storage_daemon(DAEMON) as daemon:
-        place = Place(Path(where), size)
+        place = Place(Path(where), size, no_flush)
         ours = Ours()
         sides: dict[str, Side] = {"ours": ours, "daemon": Real(daemon)}
         try:
@@ -255,10 +272,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="where the images are made (default: a temporary folder)")
     parser.add_argument("--only", default="", help="only the cases that have this in their name")
+    parser.add_argument("--no-flush", action="store_true", help="open images with cache.no-flush=on, on both sides")
     args = parser.parse_args()
     need(DAEMON, "qemu-img")
     found = []
-    for row in rows(args.size * MIB, args.rounds, args.folder, args.only):
+    for row in rows(args.size * MIB, args.rounds, args.folder, args.only, no_flush=args.no_flush):
         found.append(row)
         print(shown(row), flush=True)
     print(summary(found))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from engine.descriptors.fdsets import PREFIX as FDSET
 from engine.drivers.protocol import attributes, hostfile
 from engine.drivers.protocol.locks import ImageLock, ofd_locks_work
+from engine.drivers.protocol.resizing import resize_file
+from engine.drivers.protocol.writeback import Writeback
 from engine.errors import GenericError, os_error_text
 from engine.graph.driver import (
     CreateContext,
@@ -118,6 +120,7 @@ class HostFileDriver(Driver):
         self._zero_support = True
         self._discard_support = True
         self._truncate_lock = threading.Lock()
+        self._writeback = Writeback()
         read_only = self.node.read_only or self.node.auto_read_only
         try:
             self.fd = self._open_fd(read_only)
@@ -180,6 +183,7 @@ class HostFileDriver(Driver):
             self.limits = Limits(request_alignment=alignment)
 
     def close(self) -> None:
+        self._writeback.settle()
         for fd in (self._next_fd, self.fd):
             if fd is not None and fd >= 0:
                 self._close_fd(fd)
@@ -207,6 +211,7 @@ class HostFileDriver(Driver):
             self.fd_read_only = self._next_read_only
             if self.lock is not None:
                 self.lock.move_to(self.fd)
+            self._writeback.settle()
             self._close_fd(old)
             if self._direct != self._next_direct:
                 self._direct = self._next_direct
@@ -326,7 +331,7 @@ class HostFileDriver(Driver):
 
     def start_writeback(self) -> None:
         if not self.node.cache_no_flush:
-            hostfile.start_writeback(self.fd)
+            self._writeback.start(self.fd)
 
     def block_status(self, offset: int, length: int, want_zero: bool = True) -> Extent:
         if not want_zero:
@@ -398,29 +403,6 @@ def _asking_who_uses(filename: str) -> Iterator[None]:
 
 _LENGTH_MAX: Final = (1 << 63) - 1
 """The longest file there can be, bytes."""
-_FIRST_BLOCK: Final = 4096
-"""What a file that grows from nothing holds at once, bytes."""
-
-
-def resize_file(fd: int, old: int, new: int, prealloc: Prealloc) -> None:
-    """Change a file's length from *old* to *new* bytes. Errors: OSError, GenericError (modes that don't fit)."""
-    if prealloc is Prealloc.METADATA:
-        raise GenericError("Unsupported preallocation mode 'metadata'")
-    if prealloc is not Prealloc.OFF and new < old:
-        raise GenericError("Preallocation can't be used for shrinking files")
-    if prealloc is Prealloc.FALLOC and new > old:
-        os.posix_fallocate(fd, old, new - old)
-        return
-    os.ftruncate(fd, new)
-    if prealloc is Prealloc.OFF and new > old == 0:
-        # As QEMU does: on a hole nobody can find out the alignment that direct I/O needs.
-        os.pwrite(fd, bytes(min(new, _FIRST_BLOCK)), 0)
-    if prealloc is Prealloc.FULL:
-        zeros = memoryview(bytes(1 << 20))
-        at = old
-        while at < new:
-            at += os.pwrite(fd, zeros[: min(len(zeros), new - at)], at)
-        os.fsync(fd)
 
 
 @register

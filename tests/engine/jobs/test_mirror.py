@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import engine.jobs.mirror_end
+from engine.copying import host_copy
 from engine.drivers.filter.internal import MirrorTopDriver
 from engine.errors import GenericError
 from engine.graph.driver import Status
@@ -156,6 +157,7 @@ def test_unmap(session: Session, tmp_path: Path, unmap: bool) -> None:
 
 
 def test_the_kernel_copies(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_copy, "copies_by_pages", lambda fd: False)
     session.create_qcow2("s", SIZE)
     session.fill("s", (0, noise("s", SIZE)))
     source = session.add_qcow2("s")
