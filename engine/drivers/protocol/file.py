@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from engine.descriptors.fdsets import PREFIX as FDSET
 from engine.drivers.protocol import attributes, hostfile
+from engine.drivers.protocol.data_map import DataMap
 from engine.drivers.protocol.locks import ImageLock, ofd_locks_work
 from engine.drivers.protocol.resizing import resize_file
 from engine.drivers.protocol.writeback import Writeback
@@ -121,6 +122,7 @@ class HostFileDriver(Driver):
         self._discard_support = True
         self._truncate_lock = threading.Lock()
         self._writeback = Writeback()
+        self._map = DataMap()
         read_only = self.node.read_only or self.node.auto_read_only
         try:
             self.fd = self._open_fd(read_only)
@@ -291,6 +293,7 @@ class HostFileDriver(Driver):
             if exc.errno == errno.ENOTSUP:
                 self._zero_support = False
             raise
+        self._map.forget(offset, length)
         self._grown_to(offset + length)
         if flags & _FUA:
             self.flush()
@@ -322,6 +325,7 @@ class HostFileDriver(Driver):
             if exc.errno == errno.ENOTSUP:
                 self._discard_support = False
             raise
+        self._map.forget(offset, length)
         self.discards[0] += 1
         self.discards[2] += length
 
@@ -336,13 +340,13 @@ class HostFileDriver(Driver):
     def block_status(self, offset: int, length: int, want_zero: bool = True) -> Extent:
         if not want_zero:
             return Extent(length, _DATA_HERE, self.node, offset)
-        data, run = hostfile.data_run(self.fd, offset, length)
+        data, run = self._map.run(self.fd, offset, length)
         return Extent(run, _DATA_HERE if data else _ZERO_HERE, self.node, offset)
 
     def block_map(self, offset: int, length: int) -> list[tuple[int, int, Node | None, int]]:
         return [
             (run, _DATA_HERE if data else _ZERO_HERE, self.node, at)
-            for data, run, at in hostfile.data_runs(self.fd, offset, length)
+            for data, run, at in self._map.runs(self.fd, offset, length)
         ]
 
     def truncate(self, length: int, *, exact: bool = True, prealloc: Prealloc = Prealloc.OFF) -> None:
@@ -352,6 +356,7 @@ class HostFileDriver(Driver):
                 resize_file(self.fd, old, length, prealloc)
             except OSError as exc:
                 raise GenericError(f"Could not resize file: {os_error_text(exc)}") from exc
+            self._map.forget(min(old, length), max(old, length))
             self.length = length
 
     def begin_write(self, offset: int, length: int) -> WritePlan | None:
@@ -364,12 +369,12 @@ class HostFileDriver(Driver):
         # What is a hole has its zeros already.
         if self._memory_alignment > 1 or offset + length > self.length:
             return None
-        empty = hostfile.data_run(self.fd, offset, length) == (False, length)
+        empty = self._map.run(self.fd, offset, length) == (False, length)
         extents = []
         for run, kind in runs:
             if kind == DATA:
                 extents.append((self.node, offset, run))
-            elif kind == ZERO and not empty and hostfile.data_run(self.fd, offset, run) != (False, run):
+            elif kind == ZERO and not empty and self._map.run(self.fd, offset, run) != (False, run):
                 return None
             offset += run
         return WritePlan(extents, lambda: None, lambda: None)

@@ -220,17 +220,18 @@ class NbdDriver(Driver):
 def _address(options: NbdOpenOptions) -> Address:
     """Where the server is. Errors: GenericError."""
     path, host, port = options.path, options.host, options.port
+    if path is None and host is None and port is None:
+        if options.server is None:
+            raise GenericError("NBD server address missing")
+        return address_of(options.server)
+    if options.server is not None:
+        raise GenericError("Cannot use 'server' and path/host/port at the same time")
     if path is not None and host is not None:
         raise GenericError("path and host may not be used at the same time")
-    if path is None and host is None and port is not None:
-        raise GenericError("port may not be used without host")
-    if path is not None or host is not None:
-        if options.server is not None:
-            raise GenericError("Cannot use 'server' and path/host/port at the same time")
-        if path is not None:
-            return UnixSocketAddress(path=path)
-        assert host is not None
-        return InetSocketAddress(host=host, port=port if port is not None else nbd_options.DEFAULT_PORT)
-    if options.server is None:
+    if path is not None:
+        if port is not None:
+            raise GenericError("port may not be used without host")
+        return UnixSocketAddress(path=path)
+    if host is None:
         raise GenericError("NBD server address missing")
-    return address_of(options.server)
+    return InetSocketAddress(host=host, port=port if port is not None else nbd_options.DEFAULT_PORT)

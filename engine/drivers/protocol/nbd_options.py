@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from typing import Annotated, Any, Final
 
 from engine.errors import GenericError
 from engine.nbd.protocol import MAX_STRING
 from engine.qapi import Feature, Struct, UInt32
-from engine.sockets.addresses import SocketAddress
+from engine.sockets.addresses import SocketAddress, parse_inet
 
 DEFAULT_PORT: Final = "10809"
 _EXPORT_NAME: Final = ":exportname="
+_LAST_PORT: Final = 65535
 
 
 class BlockdevOptionsNbd(Struct):
@@ -56,44 +58,40 @@ def parse_filename(filename: str) -> dict[str, Any]:
     if where.startswith("unix:"):
         options["server"] = {"type": "unix", "path": where.removeprefix("unix:")}
         return options
-    if where.startswith("["):
-        host, bracket, port = where[1:].partition("]:")
-        if not bracket or not port:
-            raise GenericError(f"error parsing IPv6 address '{where}'")
-    else:
-        host, colon, port = where.partition(":")
-        if not colon or not port:
-            raise GenericError(f"error parsing address '{where}'")
-    options["server"] = {"type": "inet", "host": host, "port": port}
+    address = parse_inet(where)
+    options["server"] = {"type": "inet", "host": address.host, "port": address.port}
     return options
+
+
+_CHARACTER: Final = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%s]|%%[0-9A-Fa-f]{2})"
+_URI: Final = re.compile(
+    rf"nbd(?:\+(?P<kind>tcp|unix))?://"
+    rf"(?:{_CHARACTER % ':'}*@)?(?P<host>\[[0-9A-Fa-f:.%\w]*\]|{_CHARACTER % ''}*)(?::(?P<port>[0-9]+))?"
+    rf"(?P<path>(?:/{_CHARACTER % ':@'}*)*)"
+    rf"(?:\?(?P<query>{_CHARACTER % ':@/?'}*))?(?:#{_CHARACTER % ':@/?'}*)?",
+)
+"""RFC 3986, section 3, as far as it is of use here."""
 
 
 def _parse_uri(text: str) -> dict[str, Any]:
     bad = GenericError("No valid URL specified")
-    try:
-        uri = urllib.parse.urlsplit(text)
-        port = uri.port
-        query = urllib.parse.parse_qsl(uri.query, keep_blank_values=True, strict_parsing=bool(uri.query))
-    except ValueError:
-        raise bad from None
-    kind = uri.scheme.removeprefix("nbd").removeprefix("+") or "tcp"
-    if not uri.scheme.startswith("nbd") or kind not in ("tcp", "unix"):
+    uri = _URI.fullmatch(text)
+    if uri is None or "%00" in text:
         raise bad
-    export = urllib.parse.unquote(uri.path.removeprefix("/"))
+    # A zero stands for no port.
+    host, port = urllib.parse.unquote(uri["host"]), int(uri["port"] or 0)
+    query = [part for part in re.split("&" if "&" in (uri["query"] or "") else ";", uri["query"] or "") if part]
+    export = urllib.parse.unquote(uri["path"].removeprefix("/"))
     options: dict[str, Any] = {"export": export} if export else {}
-    if kind == "unix":
-        if uri.hostname or port is not None or len(query) != 1 or query[0][0] != "socket":
+    if uri["kind"] == "unix":
+        if host or port or len(query) != 1 or not query[0].startswith("socket="):
             raise bad
-        options["server"] = {"type": "unix", "path": query[0][1]}
+        options["server"] = {"type": "unix", "path": urllib.parse.unquote(query[0].removeprefix("socket="))}
         return options
-    if not uri.hostname or query:
+    if not host or query or port > _LAST_PORT:
         raise bad
-    # urlsplit() gives the host in lower case, which a name doesn't mind.
-    options["server"] = {
-        "type": "inet",
-        "host": urllib.parse.unquote(uri.hostname),
-        "port": DEFAULT_PORT if port is None else str(port),
-    }
+    host = host.removeprefix("[").removesuffix("]")
+    options["server"] = {"type": "inet", "host": host, "port": str(port) if port else DEFAULT_PORT}
     return options
 
 
