@@ -398,6 +398,18 @@ def transparent(node: Node) -> bool:
 
     Filters that only hold permissions or fill layers say so by ``sees_no_data``.
     """
+    return not any(
+        isinstance(each.driver, FilterDriver) and not getattr(each.driver, "sees_no_data", False)
+        for each in _subtree(node)
+    )
+
+
+def lies_in_host_files(node: Node) -> bool:
+    """Whether all that is below *node* are files of the host, so that more threads than processors gain nothing."""
+    return all(each.children or each.driver.host_fd() is not None for each in _subtree(node))
+
+
+def _subtree(node: Node) -> Iterator[Node]:
     seen: set[int] = set()
     stack = [node]
     while stack:
@@ -405,11 +417,8 @@ def transparent(node: Node) -> bool:
         if id(current) in seen:
             continue
         seen.add(id(current))
-        driver = current.driver
-        if isinstance(driver, FilterDriver) and not getattr(driver, "sees_no_data", False):
-            return False
+        yield current
         stack.extend(edge.child for edge in list(current.children.values()))
-    return True
 
 
 def mark_unflushed_between(node: Node, host: Node) -> None:

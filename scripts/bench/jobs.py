@@ -240,9 +240,7 @@ CASES: list[tuple[str, Job, str, str, str]] = [
 ]
 
 
-def rows(
-    size: int, rounds: int, folder: str | None = None, only: str = "", *, no_flush: bool = False
-) -> Iterator[Row]:
+def rows(size: int, rounds: int, folder: str | None = None, only: str = "", *, no_flush: bool = False) -> Iterator[Row]:
     """Measure the cases that have *only* in their name, with disks of *size* bytes; images are made in *folder*."""
     with tempfile.TemporaryDirectory(dir=folder) as where, storage_daemon(DAEMON) as daemon:
         place = Place(Path(where), size, no_flush)

@@ -55,6 +55,15 @@ def mirror(path: Path, folder: Path, pid: int, ending: threading.Event, copies: 
             client.execute("blockdev-del", {"node-name": "t"})
 
 
+def mirror_until_the_end(path: Path, folder: Path, pid: int, ending: threading.Event, copies: list[float]) -> None:
+    """As mirror(); the server may end first."""
+    try:
+        mirror(path, folder, pid, ending, copies)
+    except (OSError, ValueError):
+        if not ending.is_set():
+            raise
+
+
 def rows(keys: int) -> list[Row]:
     """Type so many keys and measure."""
     with tempfile.TemporaryDirectory() as name:
@@ -79,7 +88,9 @@ def rows(keys: int) -> list[Row]:
             command = ["fio", "--name=x", "--ioengine=nbd", f"--uri=nbd+unix:///n?socket={nbd}", "--rw=randrw"]
             command += ["--bs=4k", "--iodepth=16", "--time_based", "--runtime=600", f"--size={SIZE}", "--norandommap"]
             fio = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            work = threading.Thread(target=mirror, args=(qmp, folder, terminal.pid, ending, copies), daemon=True)
+            work = threading.Thread(
+                target=mirror_until_the_end, args=(qmp, folder, terminal.pid, ending, copies), daemon=True
+            )
             work.start()
             terminal.count(2)
             terminal.write(b"\x1b[15~")
