@@ -101,7 +101,7 @@ class TableCache(Generic[T]):
             if table.dirty:
                 self._write_back(table)
             if tables.get(offset) is table:
-                del tables[offset]
+                self.drop(offset)
 
     def insert(self, table: T) -> T:
         """Add *table*; the caller has called make_room()."""
