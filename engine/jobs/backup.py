@@ -143,9 +143,11 @@ class BackupJob(BlockJob):
             self.pace()
             try:
                 if not self._copy_some():
-                    return
+                    break
             except CopyError as exc:
                 self._fail(exc)
+        # The last step takes its time, too.
+        self.pace()
 
     def _copy_some(self) -> bool:
         """Copy until the job has to stop for a while, or one task where there is a speed limit; False: all is done."""

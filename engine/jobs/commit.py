@@ -156,6 +156,8 @@ class CommitJob(BlockJob):
             self.progress(run)
             if wanted:
                 self.account(run)
+        # The last step takes its time, too.
+        self.pace()
         # The overlay's header is about to lead past the layers committed: the base must have it all by then.
         self._target.flush()
 

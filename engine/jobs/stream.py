@@ -134,6 +134,8 @@ class StreamJob(BlockJob):
         if failed is not None:
             # Also after an ignored error: the layers below are still needed, so the link to them stays.
             raise failed
+        # The last step takes its time, too.
+        self.pace()
         # The header is about to say that the layers below are not needed: what came from them must be durable by then.
         layer.flush()
 

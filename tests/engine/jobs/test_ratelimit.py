@@ -1,8 +1,11 @@
 """The speed limit: exact over time, no bursts, at once when changed."""
 
+import time
+
 import pytest
 
 from engine.jobs.ratelimit import SLICE, RateLimit
+from tests.engine.jobs.session import Session, noise
 
 
 class Clock:
@@ -84,3 +87,24 @@ def test_steps_are_a_slice_long() -> None:
     assert limit.step(4 << 20, 64 << 10) == 64 << 10
     limit.set_speed(1 << 40)
     assert limit.step(4 << 20, 64 << 10) == 4 << 20
+
+
+@pytest.mark.parametrize("kind", ["mirror", "backup", "stream", "commit"])
+def test_a_job_takes_the_time_that_its_speed_gives_it(session: Session, kind: str) -> None:
+    """Also for the last step, after which nothing else would be waited for."""
+    size, speed = 4 << 20, 16 << 20
+    for name, backing in (("base", None), ("mid", "base"), ("top", "mid"), ("t", None)):
+        session.create_qcow2(name, size, backing)
+    session.fill("mid", (0, noise("m", size)))
+    for name, backing in (("base", None), ("mid", "base"), ("top", "mid"), ("t", None)):
+        session.add_qcow2(name, backing, read_only=name in ("base", "mid"))
+    common = {"job_id": "j", "speed": speed}
+    began = time.monotonic()
+    if kind == "stream":
+        session.do("block-stream", device="top", base_node="base", **common)
+    elif kind == "commit":
+        session.do("block-commit", device="top", top_node="mid", base_node="base", **common)
+    else:
+        session.do(f"blockdev-{kind}", device="top", target="t", sync="full", **common)
+    session.wait_event("BLOCK_JOB_READY" if kind == "mirror" else "BLOCK_JOB_COMPLETED")
+    assert time.monotonic() - began >= 0.95 * size / speed
