@@ -101,10 +101,11 @@ class _Negotiation:
         except TimeoutError:
             raise GenericError(f"{failure}: Connection timed out") from None
         except ConnectionError as exc:
-            text = "Unexpected end-of-file before all data were read" if exc.errno is None else os_error_text(exc)
-            raise GenericError(f"{failure}: {text}") from None
+            if exc.errno is not None:
+                raise GenericError(f"{failure}: Unable to read from socket: {os_error_text(exc)}") from None
+            raise GenericError(f"{failure}: Unexpected end-of-file before all data were read") from None
         except OSError as exc:
-            raise GenericError(f"{failure}: {os_error_text(exc)}") from None
+            raise _failed(failure, exc) from None
 
     def _number(self, layout: str, failure: str) -> int:
         (value,) = struct.unpack(layout, self._take(struct.calcsize(layout), failure))
@@ -113,8 +114,10 @@ class _Negotiation:
     def _send(self, data: bytes, failure: str) -> None:
         try:
             self._stream.send([data])
+        except ConnectionError as exc:
+            raise GenericError(f"{failure}: Unable to write to socket: {os_error_text(exc)}") from None
         except OSError as exc:
-            raise GenericError(f"{failure}: {os_error_text(exc)}") from None
+            raise _failed(failure, exc) from None
 
     # -- styles ----------------------------------------------------------------------------------------------
 
@@ -156,17 +159,12 @@ class _Negotiation:
     def _start_tls(self, context: ssl.SSLContext) -> None:
         if not self._ask(nbd.OPT_STARTTLS, needed=True):
             raise GenericError("Server don't support STARTTLS option")
-        try:
-            self._stream = self._stream.start_tls(context, self._wishes.hostname)
-        except ssl.SSLError as exc:
-            raise GenericError(f"TLS handshake failed: {exc.reason or exc}") from None
-        except OSError as exc:
-            raise GenericError(f"TLS handshake failed: {os_error_text(exc)}") from None
+        self._stream = self._stream.start_tls(context, self._wishes.hostname)
 
     # -- options ---------------------------------------------------------------------------------------------
 
     def _option(self, option: int, data: bytes = b"") -> None:
-        self._send(nbd.OPTION.pack(nbd.OPTION_MAGIC, option, len(data)) + data, "Failed to send option request")
+        self._send(nbd.OPTION.pack(nbd.OPTION_MAGIC, option, len(data)) + data, "Failed to send option request header")
 
     def _reply(self, option: int) -> tuple[int, bytes]:
         """Type and data of the answer to *option*. Errors: _Unsupported, GenericError (an error reply)."""
@@ -320,3 +318,8 @@ class _Negotiation:
 
 def _power_of_two(value: int) -> bool:
     return value > 0 and not value & (value - 1)
+
+
+def _failed(doing: str, exc: OSError) -> GenericError:
+    """The error for *exc*, which happened at *doing*."""
+    return GenericError(f"{doing}: {os_error_text(exc)}", "\n".join(getattr(exc, "__notes__", ())) or None)

@@ -10,6 +10,9 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
+from engine.errors import GenericError
+from engine.nbd.tls_failures import channel_failure, handshake_failure
+
 _BUFFER: Final = 64 << 10
 """Bytes received at a time, unless more is wanted."""
 
@@ -89,11 +92,20 @@ class Stream:
         self._sock.settimeout(seconds)
 
     def start_tls(self, context: ssl.SSLContext, hostname: str | None) -> Stream:
-        """This connection inside TLS; the stream itself is no more. Errors: OSError (ssl.SSLError among them)."""
+        """This connection inside TLS; of this stream cut() and close() are left. Errors: GenericError."""
         if self._end != self._start:
-            raise ConnectionError("the server sent something before TLS began")
+            raise GenericError("TLS handshake failed: the server sent something before it")
         timeout = self._sock.gettimeout()
-        wrapped = context.wrap_socket(self._sock, server_hostname=hostname)
+        try:
+            wrapped = context.wrap_socket(self._sock, server_hostname=hostname, do_handshake_on_connect=False)
+            # For cut() and close(): the plain socket has no descriptor any more.
+            self._sock = wrapped
+            wrapped.do_handshake()
+        except OSError as exc:
+            raise handshake_failure(exc, hostname) from None
+        if context.verify_mode and hostname is None and wrapped.getpeercert(binary_form=True) is not None:
+            # It may be anybody's whom the CA knows; QEMU too takes none then.
+            raise GenericError("No hostname for certificate validation")
         return TLSStream(wrapped, timeout)
 
 
@@ -128,6 +140,8 @@ class TLSStream(Stream):
             except ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT)
                 continue
+            except (ssl.SSLError, ConnectionError) as exc:
+                raise channel_failure(exc, "read from") from None
             if not got:
                 raise ConnectionError("the server has closed the connection")
             return got
@@ -143,5 +157,7 @@ class TLSStream(Stream):
                     self._wait(select.POLLOUT)
                 except ssl.SSLWantReadError:
                     self._wait(select.POLLIN)
+                except (ssl.SSLError, ConnectionError) as exc:
+                    raise channel_failure(exc, "write to") from None
                 else:
                     rest = rest[sent:]

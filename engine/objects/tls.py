@@ -75,6 +75,9 @@ class TLSCreds(UserObject, abc.ABC):
     def context(self) -> ssl.SSLContext:
         """A new context for connections of these credentials. Errors: GenericError (not by this Python or OpenSSL)."""
 
+    def check_peer(self, certificate: bytes) -> None:
+        """Refuse a peer by its certificate (DER), which has been verified. Any thread. Errors: GenericError."""
+
     # -- files -----------------------------------------------------------------------------------------------
 
     def path(self, name: str, *, required: bool = True) -> str | None:
@@ -147,7 +150,7 @@ def versions(priority: str) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
     allowed = {"VERS-TLS1.2", "VERS-TLS1.3"}
     for change in changes:
         sign, name = change[:1], change[1:]
-        names = set(_VERSIONS) if name == "VERS-ALL" else {name}
+        names = set(_VERSIONS) if name in ("VERS-ALL", "VERS-TLS-ALL") else {name}
         if sign not in ("+", "-", "!") or not names <= _VERSIONS.keys():
             raise _bad_priority(priority)
         allowed = allowed | names if sign == "+" else allowed - names

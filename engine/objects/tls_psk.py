@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import ssl
 from typing import Annotated, Final
 
 from engine.errors import GenericError
+from engine.objects import psk
 from engine.objects.base import user_creatable
 from engine.objects.tls import TLSCreds, TlsCredsProperties, read_file
 from engine.qapi import Feature
+
+log = logging.getLogger("engine.objects")
 
 _FILE: Final = "keys.psk"
 _KEY_MIN: Final = 4
@@ -25,7 +29,10 @@ class TlsCredsPskProperties(TlsCredsProperties):
 
 @user_creatable
 class TLSCredsPSK(TLSCreds):
-    """Keys in ``keys.psk``, a line ``USER:KEY-IN-HEX`` each. A server has all of them, a client one."""
+    """Keys in ``keys.psk``, a line ``USER:KEY-IN-HEX`` each. A client has one of them, from when it is made.
+
+    A server looks at the file for every client that comes, as GnuTLS does below QEMU's.
+    """
 
     type_name = "tls-creds-psk"
     Options = TlsCredsPskProperties
@@ -35,13 +42,14 @@ class TLSCredsPSK(TLSCreds):
     def load(self) -> None:
         path = self.path(_FILE)
         assert path is not None
-        keys = _read_keys(path)
+        self._path = path
         username = self.options.username
         if self.is_server:
+            read_file(path)
             if username is not None:
                 raise GenericError("username should not be set when endpoint=server")
-            self._keys = {name: key for name, text in keys.items() if (key := _from_hex(text)) is not None}
             return
+        keys = _read_keys(path)
         if username is None:
             username = "qemu"
         if username not in keys:
@@ -51,28 +59,39 @@ class TLSCredsPSK(TLSCreds):
             raise GenericError("Cannot set PSK client credentials: Error in parsing.")
         if len(key) < _KEY_MIN:
             raise GenericError("Cannot set PSK client credentials: The request is invalid.")
-        self._username, self._keys = username, {username: key}
+        self._username, self._key = username, key
 
     def context(self) -> ssl.SSLContext:
         context = self.new_context()
-        if not hasattr(context, "set_psk_client_callback"):
-            raise GenericError("TLS with pre-shared keys needs Python 3.13 or newer")
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers("PSK")
         if self.is_server:
-            context.set_psk_server_callback(lambda name: self._keys.get(name or "", b""))  # type: ignore[attr-defined]
+            psk.serve(context, self.find_key)
         else:
-            answer = (self._username, self._keys[self._username])
-            context.set_psk_client_callback(lambda hint: answer)
+            psk.present(context, self._username, self._key)
         return context
 
+    def find_key(self, username: str) -> bytes | None:
+        """A client's key, by the server's file as it is now; None if there is none. Any thread."""
+        try:
+            keys = _read_keys(self._path, coded=True)
+        except GenericError as exc:
+            log.warning("%s %s: %s", self.type_name, self.id, exc)
+            return None
+        return _from_hex(keys.get(username, ""))
 
-def _read_keys(path: str) -> dict[str, str]:
+
+def _read_keys(path: str, *, coded: bool = False) -> dict[str, str]:
+    """The keys in hex, by name: of several the first. coded: ``#`` begins a name in hex. Errors: GenericError."""
     keys: dict[str, str] = {}
     for line in read_file(path).decode(errors="surrogateescape").split("\n"):
         name, colon, key = line.partition(":")
-        if colon and not line.startswith("#"):
-            keys.setdefault(name, key)
+        if not colon:
+            continue
+        if name.startswith("#"):
+            plain = _from_hex(name[1:]) if coded else None
+            if not plain:
+                continue
+            name = plain.decode(errors="surrogateescape")
+        keys.setdefault(name, key)
     return keys
 
 

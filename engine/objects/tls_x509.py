@@ -1,12 +1,14 @@
 """tls-creds-x509: certificates. The files are checked when the object is made, so that mistakes show early.
 
-What is checked and in which words is QEMU's: validity in time, constraints, purposes, and the signature by the CA.
+What is checked and in which words is QEMU's: validity in time, constraints, purposes, and the signature by the CA. At a
+connection OpenSSL is stricter than GnuTLS in one thing: a certificate for servers only is none of a client.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 import ssl
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _CA: Final = "ca-cert.pem"
 _CRL: Final = "ca-crl.pem"
+_CRL_PEM: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 _ANY_PURPOSE: Final = "2.5.29.37.0"
 _PURPOSE: Final = {"server": "1.3.6.1.5.5.7.3.1", "client": "1.3.6.1.5.5.7.3.2"}
 
@@ -47,7 +50,7 @@ class TLSCredsX509(TLSCreds):
         ca = self.path(_CA)
         assert ca is not None
         self._ca = ca
-        self._crl = self.path(_CRL, required=False) if self.is_server else None
+        crl = self.path(_CRL, required=False) if self.is_server else None
         self._cert = self.path(f"{side}-cert.pem", required=self.is_server)
         self._key = self.path(f"{side}-key.pem", required=self.is_server)
         if self.options.sanity_check is not False:
@@ -57,8 +60,7 @@ class TLSCredsX509(TLSCreds):
             if self.options.passwordid is not None:
                 self._password = find_secret_text(self.objects, self.options.passwordid)
             _check_pair(self._cert, self._key, self._password)
-        if self._crl is not None:
-            _check_crl(self._crl)
+        self._revoked: frozenset[tuple[bytes, int]] = frozenset() if crl is None else _read_crl(crl)
         self._dh_params = self.load_dh_params() if self.is_server else None
 
     def context(self) -> ssl.SSLContext:
@@ -69,9 +71,6 @@ class TLSCredsX509(TLSCreds):
             # Without any certificate nobody is trusted, which is what such a file says.
             with contextlib.suppress(ssl.SSLError):
                 context.load_verify_locations(self._ca)
-            if self._crl is not None:
-                context.load_verify_locations(self._crl)
-                context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
             if self._dh_params is not None:
                 context.load_dh_params(self._dh_params)
         except (ssl.SSLError, OSError) as exc:
@@ -79,6 +78,19 @@ class TLSCredsX509(TLSCreds):
         if self.verify_peer:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+    def check_peer(self, certificate: bytes) -> None:
+        # Not by OpenSSL: for it a CA that may not sign such lists, as those of QEMU's manual, has revoked everything.
+        if self._revoked:
+            from cryptography.x509 import load_der_x509_certificate
+
+            try:
+                peer = load_der_x509_certificate(certificate)
+                number = (peer.issuer.public_bytes(), peer.serial_number)
+            except ValueError:
+                raise GenericError("The certificate is not trusted") from None
+            if number in self._revoked:
+                raise GenericError("The certificate has been revoked")
 
 
 # -- the certificate and its key -------------------------------------------------------------------------------------
@@ -109,11 +121,14 @@ def _check_pair(cert: str, key: str, password: str | None) -> None:
         raise fail("The certificate and the given key do not match.")
 
 
-def _check_crl(path: str) -> None:
+def _read_crl(path: str) -> frozenset[tuple[bytes, int]]:
+    """Issuer (DER) and number of each certificate that the lists in a file revoke. Errors: GenericError."""
     from cryptography.x509 import load_pem_x509_crl
 
+    data = read_file(path)
     try:
-        load_pem_x509_crl(read_file(path))
+        lists = [load_pem_x509_crl(text) for text in _CRL_PEM.findall(data) or [data]]
+        return frozenset((each.issuer.public_bytes(), revoked.serial_number) for each in lists for revoked in each)
     except ValueError:
         raise GenericError(f"Cannot load CRL '{path}': Base64 decoding error.") from None
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import random
 import socket
-import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -242,10 +241,6 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-CREDENTIALS = ["x509", *(["psk"] if hasattr(ssl.SSLContext, "set_psk_client_callback") else [])]
-"""Keys known beforehand need Python 3.13."""
-
-
 @contextlib.contextmanager
 def secure_server(kind: str, creds: str, keys: Path, folder: Path) -> Iterator[None]:
     """A server of TLS that serves a.raw of *folder* under the empty name; *keys*: the folder of all credentials."""
@@ -281,7 +276,7 @@ def secure_server(kind: str, creds: str, keys: Path, folder: Path) -> Iterator[N
 
 
 @pytest.mark.usefixtures("qemu_nbd")
-@pytest.mark.parametrize("creds", CREDENTIALS)
+@pytest.mark.parametrize("creds", ["x509", "psk"])
 @pytest.mark.parametrize("kind", ["qemu-nbd", "nbdkit", "ours"])
 def test_tls(kind: str, creds: str, tmp_path: Path, certificates: Path) -> None:
     with secure_server(kind, creds, certificates, tmp_path):
@@ -290,7 +285,7 @@ def test_tls(kind: str, creds: str, tmp_path: Path, certificates: Path) -> None:
         with pytest.raises(QMPError, match="No TLS credentials with id 'nope'"):
             Disk(tmp_path, tls_creds="nope")
         if creds == "x509":
-            with pytest.raises(QMPError, match="TLS handshake failed: "):
+            with pytest.raises(QMPError, match="Certificate does not match the hostname another"):
                 Disk(tmp_path, creds, certificates, tls_creds="t", tls_hostname="another")
         hostname = {"tls_hostname": "server"} if creds == "x509" else {}
         with Disk(tmp_path, creds, certificates, tls_creds="t", **hostname) as disk:

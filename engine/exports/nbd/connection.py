@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,10 +16,9 @@ from engine.exports.nbd.extended import ExtendedTransmission
 from engine.exports.nbd.handshake import Disconnect, Handshake
 from engine.exports.nbd.transmission import Transmission
 from engine.objects.authz import find_authz
+from engine.objects.distinguished_name import distinguished_name
 
 if TYPE_CHECKING:
-    import ssl
-
     from engine.exports.nbd.export import NBDExport
     from engine.exports.nbd.server import NBDServer
 
@@ -26,6 +27,8 @@ log = logging.getLogger("engine.nbd")
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 8))
 """A client whose host has vanished is given up after some three minutes."""
 _BUFFER = 1 << 20
+_FAREWELL = 1.0
+"""Seconds that a client has to read why TLS has failed."""
 
 
 class Connection:
@@ -91,26 +94,31 @@ class Connection:
                 raise Disconnect("the server is stopping")
             self._sock = wrapped = context.wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
         wrapped.settimeout(timeout)
-        wrapped.do_handshake()
+        try:
+            wrapped.do_handshake()
+        except ssl.SSLError:
+            _let_read(wrapped)
+            raise
         self._authorize(wrapped)
         return wrapped
 
     def _authorize(self, sock: ssl.SSLSocket) -> None:
-        authz = self._server.tls_authz
-        if authz is None:
-            return
         certificate = sock.getpeercert(binary_form=True)
         if certificate is None:
             if sock.context.verify_mode:
                 raise Disconnect("the client has no certificate")
+            # Rules are about certificates' names; nobody is asked for one, or a key known beforehand is enough.
             return
-        from cryptography.x509 import load_der_x509_certificate
-
-        name = load_der_x509_certificate(certificate).subject.rfc4514_string()
         try:
-            allowed = find_authz(self._server.objects, authz).is_allowed(name)
-        except GenericError as exc:
-            raise Disconnect(f"authorization: {exc.desc}") from exc
+            if self._server.check_peer is not None:
+                self._server.check_peer(certificate)
+            name = distinguished_name(certificate)
+            authz = self._server.tls_authz
+            allowed = authz is None or find_authz(self._server.objects, authz).is_allowed(name)
+        except (GenericError, ValueError) as exc:
+            raise Disconnect(f"authorization: {exc}") from exc
+        if not name:
+            raise Disconnect("the client's certificate has no name")
         if not allowed:
             raise Disconnect(f"{name} is not authorized")
 
@@ -124,3 +132,15 @@ def _prepare(sock: socket.socket) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+
+
+def _let_read(sock: ssl.SSLSocket) -> None:
+    """Give the client time to read the alert, which an end with data of its own on the way would take from it."""
+    end = time.monotonic() + _FAREWELL
+    # The socket's own methods: the session is no more.
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+        while (left := end - time.monotonic()) > 0:
+            sock.settimeout(left)
+            if not socket.socket.recv(sock, 1 << 16):
+                return

@@ -19,6 +19,7 @@ from engine.sockets.listening import listen
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from engine.engine import ControlPlane
     from engine.exports.nbd.export import NBDExport
@@ -58,6 +59,7 @@ class NBDServer:
         self._tls_creds = tls_creds
         self.tls_authz = tls_authz
         self.tls: ssl.SSLContext | None = None
+        self.check_peer: Callable[[bytes], None] | None = None
         self.max_connections = DEFAULT_MAX_CONNECTIONS if max_connections is None else max_connections
         self._listening: list[Listening] = []
         self._listener: threading.Thread | None = None
@@ -95,7 +97,7 @@ class NBDServer:
         try:
             if self._tls_creds is not None:
                 creds = find_tls_creds(self.objects, self._tls_creds, QCryptoTLSCredsEndpoint.SERVER)
-                self.tls = creds.context()
+                self.tls, self.check_peer = creds.context(), creds.check_peer
         except BaseException:
             self._close_listening()
             raise

@@ -95,6 +95,14 @@ class Authority:
             "client-key.pem": _key_pem(self.client_key),
         }
 
+    def revocation(self, certificate: bytes) -> bytes:
+        """The list of revoked certificates with that one (PEM)."""
+        number = x509.load_pem_x509_certificate(certificate).serial_number
+        revoked = x509.RevokedCertificateBuilder().serial_number(number).revocation_date(_NOW).build()
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject).last_update(_NOW)
+        builder = builder.next_update(_NOW + datetime.timedelta(days=9)).add_revoked_certificate(revoked)
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
 
 def write_folders(root: Path) -> None:
     """Make a folder for each case in *root*."""
@@ -102,10 +110,6 @@ def write_folders(root: Path) -> None:
     files = ca.files()
     old, early = (-20, -10), (10, 20)
     junk = b"-----BEGIN CERTIFICATE-----\nYWJj\n-----END CERTIFICATE-----\n"
-    revoked = x509.load_pem_x509_certificate(files["server-cert.pem"]).serial_number
-    revocation = x509.RevokedCertificateBuilder().serial_number(revoked).revocation_date(_NOW).build()
-    crl = x509.CertificateRevocationListBuilder().issuer_name(ca.certificate.subject).last_update(_NOW)
-    crl = crl.next_update(_NOW + datetime.timedelta(days=9)).add_revoked_certificate(revocation)
     cases: dict[str, dict[str, bytes | None]] = {
         "good": {},
         "ca-only": dict.fromkeys(name for name in files if name != "ca-cert.pem"),
@@ -137,7 +141,7 @@ def write_folders(root: Path) -> None:
         "empty-ca": {"ca-cert.pem": b""},
         "junk-cert": {"server-cert.pem": b"junk\n", "client-cert.pem": junk},
         "junk-key": {"server-key.pem": b"junk\n"},
-        "revoked": {"ca-crl.pem": crl.sign(ca.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)},
+        "revoked": {"ca-crl.pem": ca.revocation(files["server-cert.pem"])},
         "junk-crl": {"ca-crl.pem": b"junk\n"},
         "junk-dh": {"dh-params.pem": b"junk\n"},
     }

@@ -79,6 +79,7 @@ def test_versions_can_be_left_out(store: Store, folders: Path) -> None:
     assert shake_hands(server, client) == "TLSv1.2"
     newest = ssl.TLSVersion.TLSv1_3
     assert versions("NORMAL:-VERS-ALL:+VERS-TLS1.3") == (newest, newest)
+    assert versions("NORMAL:-VERS-TLS-ALL:+VERS-TLS1.3") == (newest, newest)
     assert versions("NORMAL:+VERS-TLS1.1") == (ssl.TLSVersion.TLSv1_1, newest)
 
 
@@ -87,19 +88,3 @@ def test_priorities_that_can_not_be_followed(store: Store, priority: str) -> Non
     bogus = store.make("tls-creds-anon", "a", priority=priority)
     with pytest.raises(GenericError, match=f"Unable to set TLS session priority {priority}"):
         bogus.context()
-
-
-@pytest.mark.skipif(hasattr(ssl.SSLContext, "set_psk_client_callback"), reason="this Python can do it")
-def test_keys_known_beforehand_need_a_newer_python(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "keys.psk").write_text("qemu:00112233445566778899aabbccddeeff\n")
-    found = store.make("tls-creds-psk", "p", dir=str(tmp_path))
-    with pytest.raises(GenericError, match=r"needs Python 3\.13"):
-        found.context()
-
-
-@pytest.mark.skipif(not hasattr(ssl.SSLContext, "set_psk_client_callback"), reason="needs Python 3.13")
-def test_keys_known_beforehand(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "keys.psk").write_text("qemu:00112233445566778899aabbccddeeff\n")
-    server = store.make("tls-creds-psk", "s", dir=str(tmp_path), endpoint="server")
-    client = store.make("tls-creds-psk", "c", dir=str(tmp_path))
-    assert shake_hands(server, client) == "TLSv1.2"
