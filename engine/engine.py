@@ -8,6 +8,7 @@ import contextvars
 import inspect
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -92,6 +93,10 @@ class Server(Protocol):
         """Close every connection. Nothing of the engine but its loop is left."""
 
 
+_RECURSION = 10_000
+"""Calls in calls: as many layers as a chain may have, each of them filters upon filters, take some thousands."""
+
+
 class Engine:
     """A block engine. execute() and submit() may be called from any thread; subscribers run on the control plane."""
 
@@ -99,6 +104,7 @@ class Engine:
         import engine.commands
         import engine.drivers  # noqa: F401  (registers the drivers)
 
+        sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION))
         self.control = ControlPlane()
         self.graph = Graph(self.control)
         self.objects = self.graph.objects

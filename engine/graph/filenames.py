@@ -91,10 +91,14 @@ def full_backing_name(node: Node, backing: str | None = None) -> str:
     return dirname_of(node) + name
 
 
-def refresh_filename(node: Node) -> None:
-    """Recompute ``exact_filename``, ``full_options`` and ``filename`` of *node* and of everything below it."""
+def refresh_filename(node: Node, *, opened: bool = False) -> None:
+    """Recompute ``exact_filename``, ``full_options`` and ``filename`` of *node* and of everything below it.
+
+    opened: it has just been opened, and children opened for it have theirs already.
+    """
     for edge in node.children.values():
-        refresh_filename(edge.child)
+        if not opened or edge.child.inherits_from is not node:
+            refresh_filename(edge.child)
     driver = node.driver
     if node.implicit:
         child = node.filter_or_cow

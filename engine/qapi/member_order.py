@@ -6,6 +6,7 @@ it. The rule: 512 buckets by a hash of the name, in a bucket the latest first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ _BUCKETS = 512
 _MASK = 0xFFFFFFFF
 
 
+@functools.lru_cache(4096)
 def _bucket(name: str) -> int:
     data = name.encode()
     value = 0x238F13AF * len(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,7 @@ class Qcow2Driver(Driver):
 
     def open(self, opening: Opening) -> None:
         options: BlockdevOptionsQcow2 = opening.options
+        self._growing = threading.Lock()
         file = opening.open_child("file", Role.IMAGE)
         assert file is not None
         self.file = file
@@ -425,13 +427,27 @@ class Qcow2Driver(Driver):
         reading.read(self.image, offset, buffer)
 
     def write(self, offset: int, data: memoryview, flags: int = 0) -> None:
+        if offset + len(data) > self.length:
+            self._grow(offset + len(data))
         if flags & _COMPRESSED:
             packing.write(self.image, offset, data)
         else:
             writing.write(self.image, offset, data)
 
     def write_zeroes(self, offset: int, length: int, flags: int = 0) -> None:
+        if offset + length > self.length:
+            self._grow(offset + length)
         unmap.write_zeroes(self.image, offset, length, flags)
+
+    def _grow(self, end: int) -> None:
+        """An image inside of this one writes past the end. Errors: OSError."""
+        with self._growing:
+            if end > self.length:
+                unit = resize.MIN_SIZE_UNIT
+                try:
+                    self.truncate(-(-end // unit) * unit)
+                except GenericError as exc:
+                    raise OSError(errno.EFBIG, exc.desc) from exc
 
     def discard(self, offset: int, length: int) -> None:
         unmap.discard(self.image, offset, length)
