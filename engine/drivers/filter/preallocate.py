@@ -128,9 +128,11 @@ class PreallocateDriver(FilterDriver):
         with self._lock:
             if self._data_end is None:
                 return
-            if self._known_file_end() > self._data_end:
-                self.file.truncate(self._data_end)
-                self._file_end = self._data_end
+            # Images end with a whole sector.
+            end = self._data_end if self.file.child.driver.is_protocol else -(-self._data_end // SECTOR) * SECTOR
+            if self._known_file_end() > end:
+                self.file.truncate(end)
+                self._file_end = end
 
     def _known_file_end(self) -> int:
         end = self._file_end

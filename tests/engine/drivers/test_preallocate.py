@@ -18,6 +18,7 @@ from engine.graph.change import set_edge_permissions
 from engine.graph.driver import Prealloc, WriteFlag
 from engine.graph.node import Node
 from engine.graph.permissions import Perm, Role
+from tests.engine.drivers.qcow2.support import make
 from tests.graphs import Bench
 
 KIB = 1 << 10
@@ -96,6 +97,20 @@ def test_the_file_is_cut_at_the_end(bench: Filter) -> None:
     bench.write(1000, b"y")
     bench.graph.close()
     assert bench.host_length == 1001
+
+
+def test_an_image_below_is_cut_to_a_whole_sector(tmp_path: Path) -> None:
+    path = tmp_path / "i.qcow2"
+    make(path, 512)
+    bench = Bench(tmp_path)
+    image = bench.add(driver="qcow2", node_name="i", file={"driver": "file", "filename": str(path)})
+    node = bench.add(driver="preallocate", node_name="p", file="i", prealloc_align=ALIGN, prealloc_size=AHEAD)
+    user = bench.graph.add_backend("user", "", node, EXCLUSIVE, Perm.ALL)
+    node.write(700, memoryview(b"y" * 100))
+    assert image.length > 1024
+    bench.graph.remove_backend(user)
+    assert image.length == 1024
+    bench.graph.close()
 
 
 def test_a_writer_that_may_not_resize_gets_nothing_ahead(tmp_path: Path) -> None:
