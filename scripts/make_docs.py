@@ -111,7 +111,7 @@ def table() -> dict[str, Any]:
     """The whole table, in a stable order."""
     from engine.engine import Engine
     from engine.qapi.registry import registry
-    from engine.qapi.types import load_all
+    from engine.qapi.tags import load_all
 
     engine = Engine()  # makes all commands known
     load_all()

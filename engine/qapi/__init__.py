@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from engine.qapi.builtin import NULL, Int, Int8, Int16, Int32, Int64, Null, Number, Size, UInt8, UInt16, UInt32, UInt64
+from engine.qapi.features import Feature, Wire
 from engine.qapi.output import to_wire
 from engine.qapi.registry import Command, Registry, command, dispatch, event, registry
 from engine.qapi.schema import introspect
-from engine.qapi.types import Alternate, Enum, Feature, Member, Struct, TagEnum, Union, Wire, tag_enum
+from engine.qapi.tags import TagEnum, tag_enum
+from engine.qapi.types import Alternate, Enum, Member, Struct, Union
 from engine.qapi.visit import from_wire
 
 __all__ = [

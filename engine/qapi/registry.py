@@ -9,15 +9,13 @@ from typing import Any, TypeVar, overload
 
 from engine.errors import CommandNotFound, GenericError
 from engine.qapi.docs import summary
+from engine.qapi.features import Feature, Features, feature_list
 from engine.qapi.output import to_wire
 from engine.qapi.types import (
     REQUIRED,
-    Feature,
-    Features,
     Member,
     Struct,
     Type,
-    feature_list,
     parse_type,
 )
 from engine.qapi.visit import Fields, arguments_from_wire, from_wire

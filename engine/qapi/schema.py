@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from engine.qapi.builtin import Builtin
+from engine.qapi.features import Feature
 from engine.qapi.registry import Command, Registry
 from engine.qapi.registry import registry as _registry
-from engine.qapi.types import Alternate, Array, Enum, Feature, Member, Struct, TagEnum, Type, Union, load_all
+from engine.qapi.tags import TagEnum, load_all
+from engine.qapi.types import Alternate, Array, Enum, Member, Struct, Type, Union
 
 Info = dict[str, Any]
 

@@ -10,45 +10,12 @@ import enum
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, TypeAlias, dataclass_transform
 
 from engine.qapi.builtin import ANY, BY_PYTHON_TYPE, STR, Builtin
-
-
-class Feature:
-    """A feature flag of a command, event, type, member or enum value: ``Feature("deprecated")``."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Feature) and other.name == self.name
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-    def __repr__(self) -> str:
-        return f"Feature({self.name!r})"
-
-
-Features: TypeAlias = Iterable[Feature | str]
-
-
-def feature_list(features: Features) -> tuple[Feature, ...]:
-    """Return *features* (names or ``Feature`` objects) as a tuple of ``Feature``."""
-    return tuple(Feature(f) if isinstance(f, str) else f for f in features)
-
-
-class Wire:
-    """Gives a member another name on the wire: ``x_y: Annotated[int, Wire("x_y")]``."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+from engine.qapi.features import Feature, Features, Wire, feature_list
+from engine.qapi.tags import TagEnum, tag_enum
 
 
 class Enum(enum.StrEnum):
@@ -61,54 +28,6 @@ class Enum(enum.StrEnum):
     def value_features(cls, value: str) -> tuple[Feature, ...]:
         """Return the features of the wire string *value*."""
         return feature_list(cls.__dict__.get("__features__", {}).get(value, ()))
-
-
-class TagEnum:
-    """The open enumeration of a union's tag: grows as branches are added. Unions may share one by its name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.values: dict[str, tuple[Feature, ...]] = {}
-        self.since: dict[str, str] = {}
-        self._late: dict[str, Callable[[], object]] = {}
-
-    def announce(self, value: str, load: Callable[[], object]) -> None:
-        """Make *value* known whose branches are added by *load*, which is called when somebody needs one of them."""
-        self.values.setdefault(value, ())
-        self._late[value] = load
-
-    def load(self, value: str | None = None) -> None:
-        """Have the branches of *value* added, or those of all values."""
-        for name in list(self._late) if value is None else [value]:
-            load = self._late.pop(name, None)
-            if load is not None:
-                load()
-
-    def __contains__(self, value: object) -> bool:
-        return value in self.values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
-
-    def __repr__(self) -> str:
-        return f"TagEnum({self.name!r})"
-
-
-_tag_enums: dict[str, TagEnum] = {}
-
-
-def load_all() -> None:
-    """Have everything loaded that the tags of unions only announce."""
-    for found in list(_tag_enums.values()):
-        found.load()
-
-
-def tag_enum(name: str) -> TagEnum:
-    """Return the open enumeration called *name*, made on first use. Also usable as a member's type (Annotated)."""
-    found = _tag_enums.get(name)
-    if found is None:
-        found = _tag_enums[name] = TagEnum(name)
-    return found
 
 
 class Array:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 from engine.errors import GenericError
 from engine.qapi import scalars
 from engine.qapi.builtin import NULL, Builtin, Null
+from engine.qapi.tags import TagEnum
 from engine.qapi.types import (
     REQUIRED,
     Alternate,
@@ -20,7 +21,6 @@ from engine.qapi.types import (
     Enum,
     Member,
     Struct,
-    TagEnum,
     Type,
     Union,
     parse_type,
