@@ -2,7 +2,7 @@
 
 Every job moves its data through a Copier. It asks block_status for runs as long as it can get, joins neighbours, goes
 from host file to host file (HostCopy) where both ends are bytes of such and nothing that sees or changes requests lies
-between, moves the rest through one large buffer, and makes zeros by write_zeroes: holes are neither read nor written.
+between, moves the rest by large reads and writes, and makes zeros by write_zeroes: holes are neither read nor written.
 
     source  a node; what a read of it would return is copied, whatever layer it comes from
     target  a Target: BackendTarget writes as any user does; PopulateTarget fills what a read returns already (stream)
@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.copying import helpers
+from engine.copying.helpers import BUFFER
 from engine.copying.host_copy import HostCopy
 from engine.copying.targets import BackendTarget as BackendTarget
 from engine.copying.targets import PopulateTarget as PopulateTarget
@@ -27,7 +30,6 @@ from engine.graph.requests import is_zero
 from engine.graph.runs import DATA, HOLE, PAST, ZERO, runs_of
 from engine.graph.status import resolve_host, status_above
 
-BUFFER_SIZE = 2 << 20
 ZERO_SPAN = 512 << 10
 """Data is looked at for zeros in pieces of this many bytes, as QEMU's stream does."""
 SMALLEST_HOST_COPY = 64 << 10
@@ -68,13 +70,13 @@ class Copier:
         self._source = source
         self._target = target
         self._look_for_zeros = look_for_zeros
-        self._buffer: memoryview | None = None
         self._mover = HostCopy()
         self._through = False, False
         """Whether a copy may bypass what lies above source and target, while copy() runs."""
         self.host_bytes = 0
         """Bytes copied from host file to host file."""
         self._writeback = Writeback(target.node)
+        self._remote = not (lies_in_host_files(source) and lies_in_host_files(target.node))
 
     def copy(self, offset: int, length: int) -> int:
         """Make [offset, offset + length) of the target read as the source does; returns how many bytes were no zeros.
@@ -164,18 +166,20 @@ class Copier:
         if start < end:
             yield Piece(start, end - start, piece.host, piece.host_offset + start - piece.offset), False
 
-    def _reads_zero(self, host: Node, offset: int, length: int) -> bool:
+    @staticmethod
+    def _reads_zero(host: Node, offset: int, length: int) -> bool:
         # Most data shows at its first bytes that it isn't zero; only what might be is read whole.
-        try:
-            head = self._scratch()[: min(_PEEK, length)]
-            host.driver.read(offset, head)
-            if not is_zero(head):
-                return False
-            whole = self._scratch()[:length]
-            host.driver.read(offset, whole)
-        except OSError as exc:
-            raise CopyError(exc, True) from exc
-        return is_zero(whole)
+        with helpers.scratch() as buffer:
+            try:
+                head = buffer[: min(_PEEK, length)]
+                host.driver.read(offset, head)
+                if not is_zero(head):
+                    return False
+                whole = buffer[:length]
+                host.driver.read(offset, whole)
+            except OSError as exc:
+                raise CopyError(exc, True) from exc
+            return is_zero(whole)
 
     # -- many pieces at once ---------------------------------------------------------------------------------
 
@@ -368,29 +372,36 @@ class Copier:
 
     def _by_buffer(self, offset: int, length: int) -> None:
         end = offset + length
-        span = ZERO_SPAN if self._look_for_zeros else BUFFER_SIZE
-        buffer = self._scratch()
+        span = ZERO_SPAN if self._look_for_zeros else BUFFER
+        # Steps end at multiples of the span, whatever the range begins with: whole clusters are written at once.
+        steps: deque[tuple[int, int]] = deque()
         while offset < end:
-            # Steps end at multiples of the span, whatever the range begins with: whole clusters are written at once.
-            part = buffer[: min(span - offset % span, end - offset)]
+            size = min(span - offset % span, end - offset)
+            steps.append((offset, size))
+            offset += size
+        if self._remote:
+            helpers.remote.share(steps, self._by_requests)
+        else:
+            for step in steps:
+                self._by_requests(step)
+        self._writeback.wrote(length)
+
+    def _by_requests(self, step: tuple[int, int]) -> None:
+        """Read and write (offset, bytes)."""
+        offset, size = step
+        with helpers.scratch() as buffer:
+            part = buffer[:size]
             try:
                 self._source.read(offset, part)
             except OSError as exc:
                 raise CopyError(exc, True) from exc
             try:
                 if self._look_for_zeros and is_zero(part):
-                    self._target.write_zeroes(offset, len(part))
+                    self._target.write_zeroes(offset, size)
                 else:
                     self._target.write(offset, part)
             except OSError as exc:
                 raise CopyError(exc, False) from exc
-            offset += len(part)
-        self._writeback.wrote(length)
-
-    def _scratch(self) -> memoryview:
-        if self._buffer is None:
-            self._buffer = memoryview(bytearray(BUFFER_SIZE))
-        return self._buffer
 
 
 def transparent(node: Node) -> bool:

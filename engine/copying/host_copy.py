@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
-import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
+from engine.copying import helpers
+from engine.copying.helpers import BUFFER
 from engine.graph.node import Node
 
-BUFFER: Final = 1 << 20
-"""Bytes written at once. The processor's caches still hold what was just read of so much."""
-_MOST_HELPERS: Final = 3
 _EXT4_MAGIC, _TMPFS_MAGIC = 0xEF53, 0x01021994
 _BY_PAGES: Final = frozenset({_EXT4_MAGIC, _TMPFS_MAGIC})
 """Filesystems (f_type of statfs(2)) whose copy_file_range was measured to go from page to page."""
@@ -46,7 +42,6 @@ class HostCopy:
 
     def __init__(self) -> None:
         self._in_kernel: dict[tuple[int, int], bool] = {}
-        self._buffer: memoryview | None = None
         self._units: list[Unit] = []
         self._end = -1, -1, 0
         """Where the last unit ends: descriptor, offset, bytes that it still takes."""
@@ -87,16 +82,7 @@ class HostCopy:
         """Copy what is noted. Errors: OSError, as of move()."""
         todo = deque(self._units)
         self.forget()
-        if not todo:
-            return
-        if self._buffer is None:
-            self._buffer = _memory()
-        helped = _helpers.help_with(todo) if len(todo) > 1 else None
-        try:
-            _copy_units(todo, self._buffer)
-        finally:
-            if helped is not None:
-                helped.result()
+        helpers.host.share(todo, _copy_unit)
 
     def forget(self) -> None:
         """Drop what is noted."""
@@ -104,73 +90,26 @@ class HostCopy:
         self._end = -1, -1, 0
 
 
-class Helpers:
-    """Threads that copy beside whoever has much to copy; all copies share *most* of them."""
-
-    def __init__(self, most: int) -> None:
-        self._free = threading.Semaphore(most)
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
-        self._own = threading.local()
-
-    def help_with(self, todo: deque[Unit]) -> Future[None] | None:
-        """Have a thread copy units from the front of *todo* too. None: all are busy."""
-        if not self._free.acquire(blocking=False):
-            return None
-        try:
-            with self._lock:
-                if self._threads is None:
-                    self._threads = ThreadPoolExecutor(_MOST_HELPERS, "copy")
-            return self._threads.submit(self._help, todo)
-        except BaseException:
-            self._free.release()
-            raise
-
-    def _help(self, todo: deque[Unit]) -> None:
-        try:
-            buffer: memoryview | None = getattr(self._own, "buffer", None)
-            if buffer is None:
-                buffer = self._own.buffer = _memory()
-            _copy_units(todo, buffer)
-        finally:
-            self._free.release()
-
-
-_helpers = Helpers(min(len(os.sched_getaffinity(0)) - 1, _MOST_HELPERS))
-
-
 write_at = os.pwrite
 """Every write of a copy that the kernel does not do by itself."""
 
 
-def _memory() -> memoryview:
-    return memoryview(mmap.mmap(-1, BUFFER))
-
-
-def _copy_units(todo: deque[Unit], buffer: memoryview) -> None:
-    """Copy units until there are none left; an error ends it for all who share them."""
-    try:
-        while True:
-            try:
-                fd, offset, reads = todo.popleft()
-            except IndexError:
-                return
-            filled = 0
-            for from_fd, at, size in reads:
-                end = filled + size
-                while filled < end:
-                    got = os.preadv(from_fd, [buffer[filled:end]], at)
-                    if not got:
-                        # What follows reads as zeros, which a read of the node will bring.
-                        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-                    filled += got
-                    at += got
-            written = 0
-            while written < filled:
-                written += write_at(fd, buffer[written:filled], offset + written)
-    except BaseException:
-        todo.clear()
-        raise
+def _copy_unit(unit: Unit) -> None:
+    fd, offset, reads = unit
+    with helpers.scratch() as buffer:
+        filled = 0
+        for from_fd, at, size in reads:
+            end = filled + size
+            while filled < end:
+                got = os.preadv(from_fd, [buffer[filled:end]], at)
+                if not got:
+                    # What follows reads as zeros, which a read of the node will bring.
+                    raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+                filled += got
+                at += got
+        written = 0
+        while written < filled:
+            written += write_at(fd, buffer[written:filled], offset + written)
 
 
 def _descriptor(node: Node) -> int:

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +341,50 @@ def test_the_disk_begins_to_write_while_the_copy_goes_on(
     assert target.closed
     assert set(asked) == ({path.stat().st_ino} if begun else set())
     assert len(asked) <= 4
+
+
+def test_a_copy_below_a_copy_has_a_buffer_of_its_own(session: Session) -> None:
+    """A mirror writes by requests into a node whose old content is kept: each of its writes makes a copy first."""
+    for name in ("s", "t", "old"):
+        session.create_qcow2(name, 4 * MIB)
+    session.fill("s", (0, noise("s", 4 * MIB)))
+    session.fill("t", (0, noise("t", 4 * MIB)))
+    session.add_qcow2("s")
+    session.add_qcow2("t", detect_zeroes="on")  # so nothing is copied from host file to host file
+    session.add_qcow2("old")
+    session.do("blockdev-add", driver="copy-before-write", node_name="cbw", file="t", target="old")
+    session.do("blockdev-mirror", job_id="m", device="s", target="cbw", sync="full")
+    session.wait_status("m", "ready")
+    session.do("job-cancel", id="m")
+    session.wait_status("m", "null")
+    assert content(session.node("t")) == noise("s", 4 * MIB)
+    assert content(session.node("old")) == noise("t", 4 * MIB)
+
+
+def test_several_pieces_are_asked_for_at_once_where_a_read_waits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from an NBD server: here each read waits for another one."""
+    source = bench.add(driver="null-co", node_name="s", size=4 * MIB, read_zeroes=False)
+    target = bench.raw("t", bytes(4 * MIB))
+    two = threading.Barrier(2, timeout=20)
+
+    def read(offset: int, buffer: memoryview) -> None:
+        two.wait()
+        buffer[:] = noise(offset, len(buffer))
+
+    monkeypatch.setattr(source.driver, "read", read)
+    Copier(source, BackendTarget(backend(bench, target))).copy(0, 4 * MIB)
+    assert content(target) == b"".join(noise(at, MIB) for at in range(0, 4 * MIB, MIB))
+
+
+def test_an_error_among_several_pieces_ends_the_copy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = bench.add(driver="null-co", node_name="s", size=8 * MIB, read_zeroes=False)
+    target = bench.raw("t", bytes(8 * MIB))
+
+    def read(offset: int, buffer: memoryview) -> None:
+        if offset == 3 * MIB:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(source.driver, "read", read)
+    with pytest.raises(CopyError) as caught:
+        Copier(source, BackendTarget(backend(bench, target))).copy(0, 8 * MIB)
+    assert caught.value.reading

@@ -11,8 +11,9 @@ import traceback
 
 import pytest
 
-from engine.copying import host_copy
-from engine.copying.host_copy import BUFFER, HostCopy
+from engine.copying import helpers, host_copy
+from engine.copying.helpers import BUFFER
+from engine.copying.host_copy import HostCopy
 from engine.drivers.protocol import hostfile
 from engine.graph.node import Node
 from tests.engine.jobs.session import noise
@@ -92,7 +93,7 @@ def test_what_was_forgotten_is_not_written(bench: Bench, monkeypatch: pytest.Mon
 
 def test_two_threads_share_a_long_copy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_copy, "copies_by_pages", lambda fd: True)
-    monkeypatch.setattr(host_copy, "_helpers", host_copy.Helpers(1))
+    monkeypatch.setattr(helpers, "host", helpers.Helpers(1))
     source, target = protocol(bench, "s", noise(1, 4 * MIB)), protocol(bench, "t", bytes(4 * MIB))
     # Each write waits for one of the other thread: with one thread alone this never ends.
     both = threading.Barrier(2, timeout=20)
@@ -112,7 +113,7 @@ def test_two_threads_share_a_long_copy(bench: Bench, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("whose", ["own", "helper"])
 def test_an_error_of_either_thread_shows(bench: Bench, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
     monkeypatch.setattr(host_copy, "copies_by_pages", lambda fd: True)
-    monkeypatch.setattr(host_copy, "_helpers", host_copy.Helpers(1))
+    monkeypatch.setattr(helpers, "host", helpers.Helpers(1))
     source, target = protocol(bench, "s", noise(1, 8 * MIB)), protocol(bench, "t", bytes(8 * MIB))
     here, both, real = threading.get_ident(), threading.Barrier(2, timeout=20), os.pwrite
     writing: list[int] = []
@@ -141,7 +142,7 @@ def test_an_error_of_either_thread_shows(bench: Bench, monkeypatch: pytest.Monke
 
 def test_a_busy_helper_is_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_copy, "copies_by_pages", lambda fd: True)
-    monkeypatch.setattr(host_copy, "_helpers", host_copy.Helpers(0))
+    monkeypatch.setattr(helpers, "host", helpers.Helpers(0))
     source, target = protocol(bench, "s", noise(1, 4 * MIB)), protocol(bench, "t", bytes(4 * MIB))
     mover = HostCopy()
     mover.move(source, 0, target, 0, 4 * MIB)
