@@ -26,6 +26,7 @@ import memory
 import nbd
 import nodes
 import quorum
+import remote
 import replay
 import startup
 from _sides import Row, machine, markdown, need, shown, summary
@@ -53,6 +54,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "nbd": ("NBD export, fio, images in memory", exports),
     "jobs": ("Jobs, until the data are on the disk", lambda quick: copies(quick, no_flush=False)),
     "jobs-cached": ("Jobs, all images with cache.no-flush=on", lambda quick: copies(quick, no_flush=True)),
+    "remote": ("Jobs over NBD, from and to qemu-nbd", lambda quick: remote.rows(256 << 20, 3 if quick else 9)),
     "commands": ("QMP commands", lambda quick: commands.rows(0.2 if quick else 1, 3 if quick else 5)),
     "nodes": ("Many nodes", node_counts),
     "startup": ("Start", lambda quick: startup.rows(3 if quick else 9)),
