@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.bitmaps.dirty import DirtyBitmap, Refuse
 from engine.copying.block_copy import BlockCopy, Round
-from engine.copying.copier import CopyError, lies_in_host_files
+from engine.copying.copier import CopyError
 from engine.drivers.filter.copy_before_write import CopyBeforeWriteDriver
 from engine.errors import GenericError
 from engine.graph.blockers import Op
@@ -29,10 +29,8 @@ from engine.jobs.types import BitmapSyncMode, BlockdevOnError, BlockErrorAction,
 if TYPE_CHECKING:
     from engine.jobs.manager import JobManager
 
-MOST_WORKERS = 4
-"""Threads that copy for one job; more gain nothing."""
-HOST_WORKERS = 2
-"""So many between files of the host, where nothing is waited for: more only take the interpreter from one another."""
+MOST_WORKERS = 2
+"""Threads of one job, besides the helpers that copy for them; more only take the interpreter from one another."""
 DEFAULT_WORKERS = 64
 RETRY_DELAY = 0.1
 """Seconds between two tries of clusters whose error is ignored."""
@@ -92,8 +90,7 @@ class BackupJob(BlockJob):
         self._bitmap_mode = bitmap_mode
         self._on_source_error = on_source_error
         self._on_target_error = on_target_error
-        most = HOST_WORKERS if lies_in_host_files(filter_node) and lies_in_host_files(target) else MOST_WORKERS
-        self._workers = max(1, min(workers, most))
+        self._workers = max(1, min(workers, MOST_WORKERS))
         if sync is MirrorSyncMode.BITMAP:
             # Now, and not when the work begins: guests may have had clusters copied by then.
             assert bitmap is not None
