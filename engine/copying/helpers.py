@@ -58,22 +58,26 @@ class Helpers:
         helping: list[Future[None]] = []
         try:
             while len(helping) < min(self._at_once, len(todo) - 1) and self._free.acquire(blocking=False):
-                helping.append(self._start(todo, work))
+                started = self._start(todo, work)
+                if started is None:
+                    break
+                helping.append(started)
             _work(todo, work)
         finally:
             failed = [exc for each in helping if (exc := each.exception()) is not None]
         if failed:
             raise failed[0]
 
-    def _start(self, todo: deque[_T], work: Callable[[_T], None]) -> Future[None]:
+    def _start(self, todo: deque[_T], work: Callable[[_T], None]) -> Future[None] | None:
         try:
             with self._lock:
                 if self._threads is None:
                     self._threads = ThreadPoolExecutor(self._most, "copy")
             return self._threads.submit(self._help, todo, work)
-        except BaseException:
+        except RuntimeError:
+            # There are no more threads to be had, or the program is about to end.
             self._free.release()
-            raise
+            return None
 
     def _help(self, todo: deque[_T], work: Callable[[_T], None]) -> None:
         try:

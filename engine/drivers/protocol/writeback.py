@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,9 @@ class Writeback:
         """
         with self._lock:
             if self._running is None or self._running.done():
-                self._running = _thread().submit(hostfile.start_writeback, fd)
+                # The program may be about to end: it starts no threads then.
+                with contextlib.suppress(RuntimeError):
+                    self._running = _thread().submit(hostfile.start_writeback, fd)
 
     def settle(self) -> None:
         """Return when nobody uses the descriptor any more. A lock of the file lasts as long as a call that uses it."""

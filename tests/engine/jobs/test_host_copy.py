@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 import traceback
+from collections import deque
 
 import pytest
 
@@ -172,3 +173,16 @@ def test_a_file_is_not_closed_while_its_writeback_begins(bench: Bench, monkeypat
     assert begun.wait(20)
     node.driver.close()
     assert used == [inode]
+
+
+def test_a_copy_goes_on_when_there_are_no_more_threads(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the end of the program, or where the system gives no more."""
+    monkeypatch.setattr(host_copy, "copies_by_pages", lambda fd: True)
+    few = helpers.Helpers(1)
+    monkeypatch.setattr(helpers, "host", few)
+    few.share(deque([1, 2]), lambda each: None)
+    assert few._threads is not None
+    few._threads.shutdown()
+    source, target = protocol(bench, "s", noise(1, 4 * MIB)), protocol(bench, "t", bytes(4 * MIB))
+    move_all(HostCopy(), source, target, 4 * MIB)
+    assert (bench.folder / "t").read_bytes() == noise(1, 4 * MIB)
