@@ -452,3 +452,18 @@ def test_errors_leave_the_graph_as_it_was(session: Session) -> None:
     for arguments in ({"speed": -1}, {"filter_node_name": "mid1"}, {"job_id": "1"}):
         session.error("block-stream", **({"job_id": "c", "device": "top"} | arguments))
         assert session.call(picture) == before, arguments
+
+
+def test_a_filter_that_can_not_go_stays(session: Session, caplog: pytest.LogCaptureFixture) -> None:
+    """A node uses the filter as its file and the source as its target: without the filter both would be one."""
+    session.chain("base", "top", size=MIB)
+    session.do("block-commit", job_id="c", device="top", speed=1, filter_node_name="f")
+    session.do("blockdev-add", driver="copy-before-write", node_name="cbw", file="f", target="top")
+    session.do("blockdev-add", driver="raw", node_name="user", file="cbw")
+    with caplog.at_level("WARNING", "engine.jobs"):
+        session.do("block-job-cancel", device="c", force=True)
+        session.wait_status("c", "null")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "its filter f stays: Permission conflict" in caplog.text
+    assert content(session.node("user")) == bytes(MIB)
+    session.do("blockdev-del", node_name="user")
