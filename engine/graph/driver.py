@@ -151,6 +151,11 @@ class Driver(abc.ABC):
     def refresh_limits(self) -> None:
         """Recompute ``limits`` after the children's changed."""
 
+    @property
+    def own_alignment(self) -> int:
+        """What the driver itself needs requests aligned to, in bytes. What a child needs, the child's node sees to."""
+        return self.limits.request_alignment
+
     def child_permissions(self, edge: Edge, perm: Perm, shared: Perm, *, writable: bool) -> tuple[Perm, Perm]:
         """(taken, shared) on *edge* when the node's own parents together take *perm* and share *shared*.
 
@@ -414,7 +419,13 @@ class FilterDriver(Driver):
         """The length is the child's; setting it has no meaning for a filter."""
 
     def refresh_limits(self) -> None:
-        self.limits = self.filtered.child.driver.limits
+        # A filter that has lost its child (a job's, say) has no limits to take over.
+        if any(edge.role & Role.FILTERED for edge in self.node.children.values()):
+            self.limits = self.filtered.child.driver.limits
+
+    @property
+    def own_alignment(self) -> int:
+        return 1
 
     def read(self, offset: int, buffer: memoryview) -> None:
         self.filtered.read(offset, buffer)

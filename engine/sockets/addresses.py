@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from engine.errors import GenericError
 from engine.qapi import Enum, Struct, UInt16, Union
 
@@ -105,30 +108,49 @@ def parse_address(text: str) -> Address:
             raise GenericError("invalid file descriptor address")
         return String(str_=rest)
     if kind == "vsock" and colon:
-        cid, colon, port = rest.partition(":")
-        if not colon or not cid.isdecimal() or not port.isdecimal():
+        found = re.match("([^:]{1,32}):([^,]{1,32})", rest)
+        if found is None:
             raise GenericError(f"error parsing address '{rest}'")
-        return VsockSocketAddress(cid=cid, port=port)
-    return _parse_inet(text)
+        if found.end() < len(rest):
+            raise GenericError(f"trailing characters in address '{rest}'")
+        return VsockSocketAddress(cid=found[1], port=found[2])
+    return parse_inet(text.removeprefix("tcp:"))
 
 
-def _parse_inet(text: str) -> InetSocketAddress:
-    where, *options = text.split(",")
-    if where.startswith("["):
-        host, bracket, port = where[1:].partition("]:")
-        if not bracket or not port:
-            raise GenericError(f"error parsing IPv6 address '{text}'")
-    else:
-        host, colon, port = where.partition(":")
-        if not colon or not port:
-            raise GenericError(f"error parsing {'port in ' if where.startswith(':') else ''}address '{text}'")
-    address = InetSocketAddress(host=host, port=port)
-    for option in options:
-        name, equals, value = option.partition("=")
-        if name in ("ipv4", "ipv6") and value in ("", "on", "off"):
-            setattr(address, name, value != "off")
-        elif name == "to" and value.isdecimal():
-            address.to = int(value)
-        else:
-            raise GenericError(f"error parsing '{name}' flag '{equals}{value}'")
+def parse_inet(text: str) -> InetSocketAddress:
+    """Read ``HOST:PORT``, ``:PORT`` or ``[HOST]:PORT`` with options behind it; unknown ones are no errors, as in QEMU.
+
+    Errors: GenericError.
+    """
+    kind = {":": "port in address", "[": "IPv6 address"}.get(text[:1], "address")
+    found = _INET[kind].match(text)
+    if found is None:
+        raise GenericError(f"error parsing {kind} '{text}'")
+    address = InetSocketAddress(host=found["host"], port=found["port"])
+    options = text[found.end() :]
+    if ",to=" in options:
+        number = _NUMBER.match(options.partition(",to=")[2])
+        if number is None:
+            raise GenericError("error parsing to= argument")
+        address.to = int(number[1]) & 0xFFFF
+    for name in ("ipv4", "ipv6", "keep-alive", "mptcp"):
+        _, given, rest = options.partition(f",{name}")
+        if given:
+            setattr(address, name.replace("-", "_"), _flag(name, rest))
     return address
+
+
+_INET: Final = {
+    "port in address": re.compile(r"(?P<host>):(?P<port>[^,]{1,32})"),
+    "IPv6 address": re.compile(r"\[(?P<host>[^\]]{1,64})\]:(?P<port>[^,]{1,32})"),
+    "address": re.compile(r"(?P<host>[^:]{1,64}):(?P<port>[^,]{1,32})"),
+}
+_NUMBER: Final = re.compile(r"\s*([+-]?[0-9]+)(?=,|$)")
+
+
+def _flag(name: str, text: str) -> bool:
+    """Whether a flag with *text* behind its name is on. Errors: GenericError."""
+    value, comma, more = text.partition(",")
+    if value not in ("", "=on", "=off") or (comma and more.startswith(",")):
+        raise GenericError(f"error parsing '{name}' flag '{text}'")
+    return value != "=off"

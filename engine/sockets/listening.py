@@ -7,7 +7,7 @@ import socket
 from engine.descriptors.fdsets import is_socket
 from engine.errors import GenericError, os_error_text
 from engine.sockets.addresses import Address, InetSocketAddress, String, UnixSocketAddress, VsockSocketAddress
-from engine.sockets.streams import Listening, listen_inet, listen_unix, passed_socket, vsock_numbers
+from engine.sockets.streams import Listening, listen_inet_everywhere, listen_unix, passed_socket, vsock_numbers
 
 _BACKLOG = 128
 
@@ -18,7 +18,7 @@ async def listen(address: Address, *, inherited: bool) -> list[Listening]:
     Errors: GenericError.
     """
     if isinstance(address, InetSocketAddress):
-        return [await listen_inet(address)]
+        return await listen_inet_everywhere(address)
     if isinstance(address, UnixSocketAddress):
         return [listen_unix(address)]
     if isinstance(address, String):

@@ -37,13 +37,14 @@ class Listening(NamedTuple):
                     os.unlink(self.path)
 
 
+_NO_NAME: Final = "\0" * (_PATH_MAX + 1)
+"""The address that an empty path is to QEMU: of the abstract kind, and nobody's."""
+
+
 def _unix_name(address: UnixSocketAddress) -> str:
-    limit = _PATH_MAX if not address.abstract or address.tight is False else _PATH_MAX - 1
-    if len(os.fsencode(address.path)) > limit:
-        what = "Abstract UNIX socket name" if address.abstract else "UNIX socket path"
+    if len(os.fsencode(address.path)) > _PATH_MAX:
         raise GenericError(
-            f"{what} '{address.path}' is too long",
-            f"{'Name' if address.abstract else 'Path'} must be less than {limit + 1} bytes",
+            f"UNIX socket path '{address.path}' is too long", f"Path must be less than {_PATH_MAX + 1} bytes"
         )
     if not address.abstract:
         return address.path
@@ -91,7 +92,24 @@ def _remove_stale(path: str) -> None:
 
 async def listen_inet(address: InetSocketAddress) -> Listening:
     """Listen on a TCP port, the first free one up to ``to``. Errors: GenericError."""
-    found = await _resolve(address, socket.AI_PASSIVE)
+    return _listen_on(await _resolve(address, socket.AI_PASSIVE), address)
+
+
+async def listen_inet_everywhere(address: InetSocketAddress) -> list[Listening]:
+    """Listen on every address that the host's name stands for, on those that can be had. Errors: GenericError."""
+    listening: list[Listening] = []
+    error: GenericError | None = None
+    for each in await _resolve(address, socket.AI_PASSIVE):
+        try:
+            listening.append(_listen_on([each], address))
+        except GenericError as exc:
+            error = error or exc
+    if error is not None and not listening:
+        raise error
+    return listening
+
+
+def _listen_on(found: _Resolved, address: InetSocketAddress) -> Listening:
     first = _port_number(found)
     last = first if address.to is None else address.to
     error: OSError | None = None
@@ -100,9 +118,7 @@ async def listen_inet(address: InetSocketAddress) -> Listening:
             sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.ipv4 is False))
-                sock.bind((where[0], port, *where[2:]))
+                _bind_inet(sock, address, (where[0], port, *where[2:]))
                 sock.listen(_BACKLOG)
             except OSError as exc:
                 sock.close()
@@ -115,12 +131,28 @@ async def listen_inet(address: InetSocketAddress) -> Listening:
     raise GenericError(f"Failed to find an available port: {reason}") from error
 
 
+def _bind_inet(sock: socket.socket, address: InetSocketAddress, where: Any) -> None:
+    """Bind. By IPv6 come clients of IPv4 too, unless one of the two is asked for, or IPv4 has the port already."""
+    if sock.family != socket.AF_INET6:
+        sock.bind(where)
+        return
+    only = (address.ipv4, address.ipv6) not in ((None, None), (True, True))
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+    try:
+        sock.bind(where)
+    except OSError as exc:
+        if only or exc.errno != errno.EADDRINUSE:
+            raise
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+        sock.bind(where)
+
+
 async def connect_unix(address: UnixSocketAddress) -> socket.socket:
     """Connect to a Unix socket; the socket does not block. Errors: GenericError."""
     name = _unix_name(address)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        await asyncio.get_running_loop().sock_connect(sock, name)
+        await asyncio.get_running_loop().sock_connect(sock, name or _NO_NAME)
     except OSError as exc:
         sock.close()
         raise _no_unix(address, exc) from exc
@@ -174,7 +206,7 @@ def passed_socket(name: str) -> socket.socket:
 def _connect_unix(address: UnixSocketAddress) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.connect(_unix_name(address))
+        sock.connect(_unix_name(address) or _NO_NAME)
     except OSError as exc:
         sock.close()
         raise _no_unix(address, exc) from exc
@@ -243,17 +275,20 @@ def _keep_alive(sock: socket.socket, address: InetSocketAddress) -> None:
 _Resolved = list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]]]
 
 
-def _question(address: InetSocketAddress) -> tuple[str | None, str]:
+def _question(address: InetSocketAddress) -> tuple[bytes, str]:
     """Host and port to ask the resolver for. Errors: GenericError."""
     if address.ipv4 is False and address.ipv6 is False:
         raise GenericError("Cannot disable IPv4 and IPv6 at same time")
     port = address.port
     if port.isdecimal() and int(port) > 65535:
         raise GenericError(f"address resolution failed for {address.host}:{port}: the port is above 65535")
-    return address.host or None, port
+    # In bytes, as it is: the codec for names in other scripts refuses long ones by errors of its own.
+    return os.fsencode(address.host), port
 
 
 def _family(address: InetSocketAddress) -> socket.AddressFamily:
+    if address.ipv4 and address.ipv6 and not address.host:
+        return socket.AF_INET6  # one socket for both
     if address.ipv6 is False or (address.ipv4 and not address.ipv6):
         return socket.AF_INET
     if address.ipv4 is False or (address.ipv6 and not address.ipv4):
@@ -279,7 +314,11 @@ async def _resolve(address: InetSocketAddress, flags: int) -> _Resolved:
     host, port = _question(address)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
-            host, port, family=_family(address), type=socket.SOCK_STREAM, flags=_flags(address) | flags
+            host if host or not flags else None,
+            port,
+            family=_family(address),
+            type=socket.SOCK_STREAM,
+            flags=_flags(address) | flags,
         )
     except socket.gaierror as exc:
         raise _unresolved(address, exc) from exc

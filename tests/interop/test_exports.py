@@ -1,5 +1,8 @@
 """Block exports and the NBD server beside the real qemu-storage-daemon: replies, errors, events and their order."""
 
+import functools
+import hashlib
+import re
 import socket
 import struct
 import subprocess
@@ -49,6 +52,46 @@ def list_exports(where: Path) -> str:
         ["qemu-nbd", "--list", "-k", where / "sock"], capture_output=True, text=True, timeout=20, check=True
     )
     return done.stdout
+
+
+def qemu_io(export: str, command: str, where: Path) -> str:
+    """What qemu-io prints for a command on an export, without its rates."""
+    uri = f"nbd+unix:///{export}?socket={where / 'sock'}"
+    done = subprocess.run(
+        ["qemu-io", "-f", "raw", "-c", command, uri], capture_output=True, text=True, timeout=20, check=False
+    )
+    return re.sub(r"; .* ops/sec\)", "", done.stdout + done.stderr)
+
+
+ODD_REQUESTS = (
+    *((export, command) for export in ("o", "of") for command in ("read -v 960 64", "read 512 513", "map")),
+    *(("of", command) for command in ("write -P 65 1000 8", "read -v 960 64", "write -P 66 1016 8", "read -v 960 64")),
+    *(("of", command) for command in ("write -z 1008 16", "read -v 960 64", "discard 1000 24", "write 1000 25")),
+)
+
+
+MEMORY = {"driver": "null-co", "size": 4 << 20}
+FOUR_K = {"driver": "blkdebug", "align": 4096, "image": MEMORY}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "sector": {"driver": "blkdebug", "align": 512, "image": MEMORY},
+    "four": FOUR_K,
+    "large": {"driver": "blkdebug", "align": 65536, "image": MEMORY},
+    "short": {"driver": "blkdebug", "align": 512, "max-transfer": 65536, "image": MEMORY},
+    "raw-over": {"driver": "raw", "file": FOUR_K | {"image": {"driver": "file", "filename": "$DIR/b.raw"}}},
+    "window": {"driver": "raw", "offset": 100, "size": 8192, "file": FOUR_K},
+    "filters": {"driver": "copy-on-read", "file": {"driver": "preallocate", "file": FOUR_K}},
+    "log": {"driver": "blklogwrites", "file": FOUR_K, "log": {"driver": "null-co", "size": 1 << 20}},
+    "past": {"driver": "snapshot-access", "file": FOUR_K},
+    "packed": {
+        "driver": "compress",
+        "file": {"driver": "qcow2", "file": {"driver": "file", "filename": "$DIR/q.qcow2"}},
+    },
+    "qcow2": {
+        "driver": "qcow2",
+        "file": {"driver": "blkdebug", "align": 4096, "image": {"driver": "file", "filename": "$DIR/q2.qcow2"}},
+    },
+}
+UNALIGNED = ("write -P 1 1000 7777", "read -v 990 32", "write -z 2000 4096", "discard 100 9000", "read -P 1 6096 2681")
 
 
 class Client:
@@ -228,6 +271,62 @@ TALKS: dict[str, list[Step]] = {
         Do("block-dirty-bitmap-remove", {"node": "f", "name": "other"}),
         STOP,
     ],
+    "bitmaps-elsewhere": [
+        START,
+        *(bitmap("on"), bitmap("below", "f"), bitmap("null", "ro")),
+        # A read-only export may not have a bitmap that changes, unless it is named with its node.
+        add("e", "r", bitmaps=["on"]),
+        add("e", "r", bitmaps=[{"node": "r", "name": "on"}]),
+        remove("e"),
+        add("e", "r", bitmaps=[{"node": "f", "name": "below"}]),
+        add("g", "r", name="g", bitmaps=[{"node": "ro", "name": "null"}]),
+        add("h", "ro", bitmaps=["null"]),
+        Call(list_exports),
+        remove("g"),
+        add("g", "ro", bitmaps=["null"]),
+        add("h", "r", name="h", bitmaps=["on"], writable=True),
+        add("i", "r", name="i", bitmaps=["on"]),
+        STOP,
+        Do(
+            "blockdev-add",
+            {"driver": "qcow2", "node-name": "q", "file": {"driver": "file", "filename": "$DIR/q.qcow2"}},
+        ),
+        Do(
+            "blockdev-snapshot-sync",
+            {"node-name": "q", "snapshot-file": "$DIR/o.qcow2", "snapshot-node-name": "o", "format": "qcow2"},
+        ),
+        bitmap("base", "q"),
+        START,
+        add("e", "o", bitmaps=["base"]),
+        Call(list_exports),
+    ],
+    "odd-sizes": [
+        *(Do("blockdev-add", {"driver": "null-co", "node-name": f"n{size}", "size": size}) for size in (0, 1, 1000)),
+        Do("blockdev-add", {"driver": "file", "node-name": "of", "filename": "$DIR/odd.raw"}),
+        Do("blockdev-add", {"driver": "raw", "node-name": "o", "file": "of"}),
+        bitmap("b", "of"),
+        START,
+        *(add(node, node) for node in ("n0", "n1", "n1000")),
+        add("o", "o", writable=True),
+        add("of", "of", writable=True, bitmaps=["b"]),
+        Call(list_exports),
+        *(Call(functools.partial(qemu_io, name, command)) for name, command in ODD_REQUESTS),
+        STOP,
+        Call(lambda where: (where / "odd.raw").read_bytes().hex()),
+    ],
+    "block-sizes": [
+        START,
+        *(
+            step
+            for name, options in BLOCKS.items()
+            for step in (Do("blockdev-add", {"node-name": name, **options}), add(name, name, writable=True))
+        ),
+        Call(list_exports),
+        # Requests that fit the export, but not what is below it.
+        *(Call(functools.partial(qemu_io, "raw-over", command)) for command in UNALIGNED),
+        STOP,
+        Call(lambda where: hashlib.sha256((where / "b.raw").read_bytes()).hexdigest()),
+    ],
     "iothreads": [
         START,
         Do("object-add", {"qom-type": "iothread", "id": "io"}),
@@ -292,6 +391,9 @@ def test_exports(name: str, tmp_path: Path, images: QemuImages) -> None:
     def prepare(where: Path) -> None:
         with (where / "a.raw").open("wb") as file:
             file.truncate(4 << 20)
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", where / "q.qcow2", "4M"], check=True)
+        (where / "odd.raw").write_bytes(b"x" * 1000)
+        (where / "b.raw").write_bytes(b"y" * (1 << 16))
+        for name in ("q.qcow2", "q2.qcow2"):
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", where / name, "4M"], check=True)
 
     assert_same(NODES + TALKS[name], tmp_path, prepare=prepare)

@@ -24,6 +24,19 @@ nbd_server_start :10809
 nbd_server_start host:
 nbd_server_start [::1
 nbd_server_start 127.0.0.1:0,ipv4=maybe
+nbd_server_start 127.0.0.1:0,ipv4=on,,x
+nbd_server_start 127.0.0.1:0,to=x
+nbd_server_start 127.0.0.1:0,keep-alive=bad
+nbd_server_start :
+nbd_server_start []:1
+nbd_server_start tcp:
+nbd_server_start vsock:2:3:4
+nbd_server_start vsock:2:3,4
+nbd_server_start vsock:a:1
+nbd_server_start 127.0.0.1:0,nonsense
+nbd_server_stop
+nbd_server_start tcp:127.0.0.1:0
+nbd_server_stop
 nbd_server_add
 nbd_server_add n
 nbd_server_add nope

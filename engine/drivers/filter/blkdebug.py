@@ -185,6 +185,10 @@ class BlkdebugDriver(FilterDriver):
         largest = self._max_transfer or below.max_transfer
         self.limits = Limits(self._align or 1, largest, below.opt_transfer, 0, self._opt_discard)
 
+    @property
+    def own_alignment(self) -> int:
+        return self.limits.request_alignment
+
     def child_permissions(self, edge: Edge, perm: Perm, shared: Perm, *, writable: bool) -> tuple[Perm, Perm]:
         taken, given = super().child_permissions(edge, perm, shared, writable=writable)
         return taken | self._taken, given & ~self._unshared

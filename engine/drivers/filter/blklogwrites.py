@@ -130,6 +130,10 @@ class BlklogwritesDriver(FilterDriver):
         below = self.file.child.limits
         self.limits = Limits(self._sector, below.max_transfer, below.opt_transfer, 0, below.discard_alignment)
 
+    @property
+    def own_alignment(self) -> int:
+        return self.limits.request_alignment
+
     def allocated_size(self) -> int | None:
         return self.file.child.driver.allocated_size()
 

@@ -34,5 +34,9 @@ class CompressDriver(FilterDriver):
         if info is not None and info.cluster_size:
             self.limits = replace(self.limits, request_alignment=info.cluster_size)
 
+    @property
+    def own_alignment(self) -> int:
+        return self.limits.request_alignment
+
     def write(self, offset: int, data: memoryview, flags: int = 0) -> None:
         self.filtered.write(offset, data, flags | _COMPRESSED)

@@ -30,6 +30,10 @@ class SnapshotAccessDriver(Driver):
     def refresh_limits(self) -> None:
         self.limits = self.file.child.driver.limits
 
+    @property
+    def own_alignment(self) -> int:
+        return 1
+
     def child_permissions(self, edge: Edge, perm: Perm, shared: Perm, *, writable: bool) -> tuple[Perm, Perm]:
         # It does not go through the child's requests, so it neither needs nor forbids anything there.
         return Perm.NONE, Perm.ALL

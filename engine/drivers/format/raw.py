@@ -106,6 +106,10 @@ class RawDriver(Driver):
                 opt_transfer=self.limits.opt_transfer,
             )
 
+    @property
+    def own_alignment(self) -> int:
+        return SECTOR if self.node.probed_raw else 1
+
     def child_permissions(self, edge: Edge, perm: Perm, shared: Perm, *, writable: bool) -> tuple[Perm, Perm]:
         taken, given = default_child_permissions(edge.role, perm, shared, writable=writable)
         # Raw data has no metadata to keep: take writing and resizing only when a user really wants them.

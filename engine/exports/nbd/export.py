@@ -71,7 +71,7 @@ class NBDExport(Export):
         # Clients learn the size once.
         self.backend.take(self.backend.perm, Perm.ALL & ~Perm.RESIZE)
         node = self.backend.node
-        self.size = node.length // _SECTOR * _SECTOR
+        self.size = -(-node.length // _SECTOR) * _SECTOR
         self.flags = self._flags(server)
         self._bitmaps = self._find_bitmaps(node)
         for bitmap in self._bitmaps:
@@ -91,20 +91,23 @@ class NBDExport(Export):
     def _find_bitmaps(self, node: Node) -> list[DirtyBitmap]:
         found = []
         for wanted in self._own.bitmaps or []:
-            bitmap = self._find_bitmap(node, wanted)
+            bitmap = self._find_local(node, wanted) if isinstance(wanted, str) else self._find_named(wanted)
             bitmap.check(Refuse.TO_READ)
-            if not self.writable and node.writable and bitmap.enabled:
-                raise GenericError(f"Enabled bitmap '{bitmap.name}' incompatible with readonly export")
             found.append(bitmap)
         return found
 
-    def _find_bitmap(self, node: Node, wanted: BlockDirtyBitmapAt | str) -> DirtyBitmap:
-        if isinstance(wanted, str):
-            for each in chain(node):
-                bitmap = find_bitmap(each, wanted)
-                if bitmap is not None:
-                    return bitmap
-            raise GenericError(f"Bitmap '{wanted}' is not found")
+    def _find_local(self, node: Node, name: str) -> DirtyBitmap:
+        """The bitmap of that name in the chain below *node*. Errors: GenericError."""
+        for each in chain(node):
+            bitmap = find_bitmap(each, name)
+            if bitmap is not None:
+                if not self.writable and each.writable and bitmap.enabled:
+                    raise GenericError(f"Enabled bitmap '{name}' incompatible with readonly export")
+                return bitmap
+        raise GenericError(f"Bitmap '{name}' is not found")
+
+    def _find_named(self, wanted: BlockDirtyBitmapAt) -> DirtyBitmap:
+        """The bitmap of a node that may be any; whoever names one knows who writes there. Errors: GenericError."""
         graph = self.exports.engine.graph
         try:
             where = graph.find_either(wanted.node)
@@ -126,7 +129,7 @@ class NBDExport(Export):
     @property
     def alignment(self) -> int:
         """What offsets and lengths should be multiples of. Any thread."""
-        return self.backend.node.limits.request_alignment
+        return self.backend.node.driver.own_alignment
 
     @property
     def max_transfer(self) -> int:

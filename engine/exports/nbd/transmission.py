@@ -3,6 +3,7 @@
 All requests that a receive brought are served before anything is sent, and then in one send: with sixteen requests in
 flight that is two system calls instead of thirty-two, and as few changes of threads. Replies are built in place in one
 buffer, data included. The export's door is held while requests are served, never while the socket is waited for.
+Requests that wait for a slow disk are served side by side instead.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import mmap
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.exports.nbd.handshake import Disconnect
 from engine.exports.nbd.polling import BusyPoll
+from engine.exports.nbd.side_by_side import MOST, SideBySide, Span
 from engine.graph.driver import Status, WriteFlag
 from engine.graph.requests import is_zero
 from engine.graph.status import status_above
@@ -86,7 +89,11 @@ def _memory(size: int) -> memoryview:
 
 
 class Invalid(Exception):
-    """The request makes no sense; the text says why."""
+    """The request can't be done as it is; the text says why. number: of the error on the wire."""
+
+    def __init__(self, message: str, number: int = nbd.EINVAL) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class Transmission:
@@ -104,6 +111,7 @@ class Transmission:
 
     def __init__(self, sock: socket.socket, chosen: Chosen) -> None:
         self._sock = sock
+        self._chosen = chosen
         self._structured = chosen.structured
         self._data_size = _DATA_SIZE if chosen.structured else _SIMPLE_SIZE
         """Bytes of an answer to a read before the data."""
@@ -128,17 +136,27 @@ class Transmission:
         """Why serving stopped: bytes of the in buffer that the next request takes, if more than there are."""
         self._batch = 0
         """Reads and writes served at once last."""
+        self._side_by_side = SideBySide()
 
     def run(self) -> None:
         """Serve until the client leaves."""
+        try:
+            self._run()
+        finally:
+            self._side_by_side.close()
+
+    def _run(self) -> None:
         view = self._in
         receive = self._sock.recv_into
         # A TLS session may hold data that the socket has no more.
         polling = BusyPoll(self._sock, self._backend) if type(self._sock) is socket.socket else None
         start = end = 0
         while True:
-            if polling is not None and self._batch == 1:
-                polling.wait()
+            if polling is not None:
+                if self._batch == 1:
+                    polling.wait()
+                else:
+                    polling.pass_by()
             if start == end:
                 start = end = 0
             elif start + max(self._needed, self._head) > _IN:
@@ -150,6 +168,11 @@ class Transmission:
             end += got
             while end - start >= self._head:
                 before = start
+                if self._side_by_side.wanted and len(spans := self._spans(start, end)) > 1:
+                    for answer in self._side_by_side.serve(spans, self._helper):
+                        self._sock.sendall(answer)
+                    start, self._batch = spans[-1][1], len(spans)
+                    continue
                 try:
                     start = self._serve(start, end)
                 finally:
@@ -167,13 +190,43 @@ class Transmission:
             if len(self._out) > _KEPT:
                 self._out = _memory(_OUT)
 
+    # -- side by side ----------------------------------------------------------------------------------------
+
+    def _spans(self, start: int, end: int) -> list[Span]:
+        """The short reads and writes that the in buffer begins with at *start*, whole ones."""
+        spans: list[Span] = []
+        while end - start >= self._head and len(spans) < MOST:
+            told, flags, kind, _, _, length = self._unpack(self._in, start)
+            stop = start + self._head
+            if kind == nbd.CMD_WRITE:
+                stop += length
+            elif kind != nbd.CMD_READ or flags:
+                break
+            if told != self._magic or length >= _SPARSE or stop > end:
+                break
+            spans.append((start, stop))
+            start = stop
+        return spans
+
+    def _helper(self) -> Callable[[Span], bytes]:
+        """What serves a request in another thread."""
+        helper = type(self)(self._sock, self._chosen)
+        helper._in = self._in
+
+        def serve(span: Span) -> bytes:
+            helper._end = 0
+            helper._serve(*span)
+            return bytes(helper._out[: helper._end])
+
+        return serve
+
     # -- the loop --------------------------------------------------------------------------------------------
 
     def _serve(self, start: int, end: int) -> int:
         """Serve the requests in the in buffer from *start* to *end*; return where the first one not served begins.
 
         It stops at a write whose data are not all there (``_needed``), when the replies fill the out buffer, when
-        somebody waits for it to stop, and when it takes long.
+        it takes long: somebody may wait for it to stop.
         """
         view, out, at = self._in, self._out, self._end
         room = len(out)
@@ -182,10 +235,10 @@ class Transmission:
         backend = self._backend
         reads = read_bytes = writes = written = 0
         self._needed = 0
-        door = backend.door
+        door, now = backend.door, time.monotonic
         with door:
             node = backend.node
-            until = time.monotonic() + _PATIENCE
+            until = now() + _PATIENCE
             while end - start >= before:
                 told, flags, kind, cookie, offset, length = unpack(view, start)
                 if told != magic:
@@ -202,6 +255,8 @@ class Transmission:
                         self._end, self._asked = at, offset
                         self._fail(cookie, exc, "reading failed")
                         out, at, room = self._out, self._end, len(self._out)
+                        if now() > until:
+                            break
                         continue
                     reads += 1
                     read_bytes += length
@@ -228,6 +283,8 @@ class Transmission:
                             *(cookie, 12, offset, length),
                         )
                         at += nbd.HOLE_CHUNK.size
+                    if now() > until:
+                        break
                     continue
                 self._end = at
                 if at and (room - at < _ROOM or at >= _OUT):
@@ -236,7 +293,7 @@ class Transmission:
                     if length > nbd.MAX_PAYLOAD:
                         # What follows can't be told from requests.
                         self._asked = offset
-                        self._refuse(cookie, f"a payload of {length} bytes is too long")
+                        self._error(cookie, nbd.EINVAL, f"a payload of {length} bytes is too long")
                         self._flush_out()
                         raise Disconnect("a payload that is too long")
                     data = start + before
@@ -263,10 +320,12 @@ class Transmission:
                         read_bytes += length
                 out, at = self._out, self._end
                 room = len(out)
-                if (kind != nbd.CMD_WRITE or flags or not writes & 15) and (door.closed or time.monotonic() > until):
+                if now() > until:
                     break
             self._end = at
-        self._batch = reads + writes
+        self._batch = number = reads + writes
+        if (number > 1 or (number and end - start >= before)) and read_bytes + written < number * _SPARSE:
+            self._side_by_side.alone(now() + _PATIENCE - until, number)
         stats = backend.stats
         stats.rd_operations += reads
         stats.rd_bytes += read_bytes
@@ -341,9 +400,6 @@ class Transmission:
         )
         struct.pack_into(f">{len(extents)}I", place, nbd.STATUS_CHUNK.size, *extents)
 
-    def _refuse(self, cookie: int, message: str) -> None:
-        self._error(cookie, nbd.EINVAL, message)
-
     def _fail(self, cookie: int, exc: OSError, message: str) -> None:
         self._error(cookie, _TO_NBD.get(exc.errno or errno.EIO, nbd.EINVAL), message)
 
@@ -368,9 +424,11 @@ class Transmission:
         if kind in (nbd.CMD_READ, nbd.CMD_CACHE) and length > nbd.MAX_PAYLOAD:
             raise Invalid(f"len ({length}) is larger than max len ({nbd.MAX_PAYLOAD})")
         if self._read_only and kind in _WRITES:
-            raise Invalid("Export is read-only")
+            # This and ENOSPC are the specification's; QEMU makes EINVAL of both.
+            raise Invalid("Export is read-only", nbd.EPERM)
         if offset + length > self._size:
-            raise Invalid(f"operation past EOF; From: {offset}, Len: {length}, Size: {self._size}")
+            number = nbd.ENOSPC if kind in (nbd.CMD_WRITE, nbd.CMD_WRITE_ZEROES) else nbd.EINVAL
+            raise Invalid(f"operation past EOF; From: {offset}, Len: {length}, Size: {self._size}", number)
         allowed = nbd.FLAG_FUA
         if kind == nbd.CMD_WRITE:
             allowed |= self._carries
@@ -394,7 +452,7 @@ class Transmission:
             self._check(nbd.CMD_WRITE, flags, offset, len(data))
             node.write(offset, data, self._always | (_FUA if flags & nbd.FLAG_FUA else 0))
         except Invalid as exc:
-            self._refuse(cookie, str(exc))
+            self._error(cookie, exc.number, str(exc))
         except OSError as exc:
             self._fail(cookie, exc, "writing to file failed")
         else:
@@ -442,7 +500,7 @@ class Transmission:
                     node.write_zeroes(offset, length, how)
                 self._done(cookie)
         except Invalid as exc:
-            self._refuse(cookie, str(exc))
+            self._error(cookie, exc.number, str(exc))
         except OSError as exc:
             self._end = before
             self._fail(cookie, exc, message)

@@ -152,12 +152,12 @@ def test_groups_of_a_config_file() -> None:
 def test_by_file_name(bench: Bench) -> None:
     config = bench.file("rules", b'[inject-error]\nevent = "none"\niotype = "write"\n')
     image = bench.file("a.raw", b"z" * 4096)
-    node = bench.add(driver="raw", file={"filename": f"blkdebug:{config}:{image}"})
+    node = bench.named(f"blkdebug:{config}:{image}", driver="raw")
     assert node.filename == f"blkdebug:{config}:{image}"
     assert read(node, 0, 1) == b"z"
     assert error_of(lambda: write(node, 0, b"x")) == errno.EIO
     with pytest.raises(GenericError, match="blkdebug requires both config file and image path"):
-        bench.add(driver="raw", file={"filename": "blkdebug:x"})
+        bench.named("blkdebug:x", driver="raw")
 
 
 # -- limits ----------------------------------------------------------------------------------------------------------

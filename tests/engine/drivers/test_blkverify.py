@@ -93,12 +93,12 @@ def test_the_name_and_the_folder(bench: Bench) -> None:
     with pytest.raises(GenericError, match="Cannot generate a base directory for blkverify nodes"):
         dirname_of(node)
     again = bench.file("raw2", bytes(MIB)), bench.file("raw3", bytes(MIB))
-    named = bench.add(driver="raw", file={"filename": f"blkverify:{again[0]}:{again[1]}"})
+    named = bench.named(f"blkverify:{again[0]}:{again[1]}", driver="raw")
     assert named.children["file"].child.driver.name == "blkverify"
     named.write(0, memoryview(b"both"))
     assert [Path(path).read_bytes()[:4] for path in again] == [b"both"] * 2
     with pytest.raises(GenericError, match="blkverify requires raw copy and original image path"):
-        bench.add(driver="raw", file={"filename": "blkverify:x"})
+        bench.named("blkverify:x", driver="raw")
 
 
 def test_the_length_is_that_of_the_image_under_test(bench: Bench) -> None:

@@ -62,7 +62,7 @@ class Serving:
 
     def threads(self) -> list[threading.Thread]:
         """The threads of clients that are alive."""
-        return [thread for thread in threading.enumerate() if thread.name == "nbd client"]
+        return [thread for thread in threading.enumerate() if thread.name in ("nbd client", "nbd request")]
 
     def wait_no_threads(self) -> None:
         end = time.monotonic() + 20

@@ -86,9 +86,10 @@ def test_a_hole_where_there_is_room_for_a_byte_only(serving: Serving, extended: 
                 for number, length in enumerate(lengths)
             )
         )
-        for number, length in enumerate(lengths):
-            reply = client.reply()
-            assert (reply.cookie, reply.data) == (number, b"x" * length if length > 1 else b"\0")
+        replies = {reply.cookie: reply.data for reply in (client.reply() for _ in lengths)}
+        assert [replies[number] for number in range(len(lengths))] == [
+            b"x" * length if length > 1 else b"\0" for length in lengths
+        ]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_a_hole_where_there_is_room_for_a_byte_only(serving: Serving, extended: 
         (nbd.CMD_READ, 0, (32 << 20) + 1, 0),
         (nbd.CMD_READ, (1 << 64) - 1, (1 << 64) - 1, 0),
         (nbd.CMD_TRIM, 0, (1 << 64) - 1, 0),
-        (nbd.CMD_WRITE_ZEROES, 1, SIZE, 0),
+        (nbd.CMD_TRIM, 1, SIZE, 0),
         (nbd.CMD_CACHE, 0, 1 << 33, 0),
         (nbd.CMD_BLOCK_STATUS, 0, 512, 0),
         (nbd.CMD_FLUSH, 0, 0, nbd.FLAG_DF),
@@ -178,5 +179,5 @@ def test_a_read_only_export(serving: Serving) -> None:
     serving.export("ro", "ro")
     with serving.connect() as client:
         client.extend().go("ro")
-        assert client.write(0, b"y") == nbd.EINVAL
+        assert client.write(0, b"y") == nbd.EPERM
         assert client.read(0, 8192) == b"x" * 8192

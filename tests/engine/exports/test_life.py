@@ -65,7 +65,7 @@ def slow_requests(serving: Serving, client: Client, kind: int) -> None:
         pass
 
 
-@pytest.mark.parametrize("kind", [nbd.CMD_WRITE, nbd.CMD_CACHE])
+@pytest.mark.parametrize("kind", [nbd.CMD_READ, nbd.CMD_WRITE, nbd.CMD_CACHE])
 @pytest.mark.parametrize("how", ["delete", "stop", "drain"])
 def test_nobody_waits_for_all_that_a_client_asked_for(serving: Serving, how: str, kind: int) -> None:
     with serving.connect() as client:
@@ -81,6 +81,32 @@ def test_nobody_waits_for_all_that_a_client_asked_for(serving: Serving, how: str
                 serving.engine.control.call(lambda: drain(serving.engine.graph.nodes["slow"]))
         assert time.monotonic() - begun < 2
     serving.wait_no_threads()
+
+
+@pytest.mark.parametrize("kind", [nbd.CMD_READ, nbd.CMD_WRITE, nbd.CMD_CACHE])
+def test_slow_requests_are_answered_one_by_one(serving: Serving, kind: int) -> None:
+    """Whoever asked for many at once gets what is done, not all at the end (a throttled node)."""
+    with serving.connect() as client:
+        slow_requests(serving, client, kind)
+        assert client.reply(256 if kind == nbd.CMD_READ else 0).error == 0
+        node = serving.engine.graph.nodes["slow"]
+        assert node.rd_operations + node.wr_operations < 50
+        client.socket.close()
+        serving.do("nbd-server-stop")
+
+
+def test_slow_errors_are_answered_one_by_one(serving: Serving) -> None:
+    serving.do("object-add", qom_type="throttle-group", id="group", limits={"iops-total": 50})
+    rules = [{"event": "none", "iotype": "read", "errno": 5}]
+    broken = {"driver": "blkdebug", "image": {"driver": "null-co", "size": 1 << 20}, "inject-error": rules}
+    serving.do("blockdev-add", driver="throttle", node_name="slow", throttle_group="group", file=broken)
+    serving.export("slow", "slow")
+    with serving.connect() as client:
+        client.go("slow")
+        client.send(nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.CMD_READ, 1, 0, 256) * 500)
+        assert client.reply().error == nbd.EIO
+        assert serving.engine.graph.nodes["slow"].rd_operations < 50
+        serving.do("nbd-server-stop")
 
 
 def drain(node: Node) -> None:

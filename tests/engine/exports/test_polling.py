@@ -25,13 +25,16 @@ class FakePoll:
         self.after = 0
         self.busy = self.slept = 0
 
+    def look(self) -> None:
+        self.clock.now += 500
+
     def register(self, sock: socket.socket, event: int) -> None:
         self.arrives = 0
 
     def poll(self, timeout: int | None) -> list[int]:
         if timeout == 0:
             self.busy += 1
-            self.clock.now += 500
+            self.look()
             return [1] if self.clock.now >= self.arrives else []
         self.slept += 1
         self.clock.now = max(self.clock.now, self.arrives)
@@ -57,6 +60,8 @@ class Waiting:
         sock, other = socket.socketpair()
         with sock, other:
             self.polling = BusyPoll(sock, backend)
+        # Nobody else has been there for long.
+        polling._last.poll, polling._last.since = self.polling._poll, -LONG
 
     def wait(self, after: int) -> bool:
         """Wait for data that come *after* so many nanoseconds; whether it slept."""
@@ -71,7 +76,7 @@ class Waiting:
 def two_processors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(polling, "_has_processors", lambda: True)
     yield
-    assert not polling._turn.locked()
+    polling._last.poll = None
 
 
 def test_a_client_that_answers_at_once_is_waited_for_busily(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,10 +122,45 @@ def test_one_processor_is_left_to_the_client(monkeypatch: pytest.MonkeyPatch) ->
     assert all(waiting.wait(SHORT) for _ in range(10))
 
 
-def test_one_connection_at_a_time_waits_busily(monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting = Waiting(monkeypatch)
-    for _ in range(5):
-        waiting.wait(SHORT)
-    with polling._turn:
-        assert waiting.wait(SHORT)
-    assert not waiting.wait(SHORT)
+def another(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Waiting:
+    """A second connection, of the same time."""
+    kept = polling._last.poll, polling._last.since
+    other = Waiting(monkeypatch)
+    other.clock = other.poll.clock = clock
+    monkeypatch.setattr(time, "monotonic_ns", lambda: clock.now)
+    polling._last.poll, polling._last.since = kept
+    return other
+
+
+def test_of_two_connections_at_work_none_waits_busily(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take the interpreter, or their clients' processor, from one another."""
+    first = Waiting(monkeypatch)
+    second = another(monkeypatch, first.clock)
+    for _ in range(20):
+        assert first.wait(SHORT)
+        assert second.wait(SHORT)
+    assert (first.poll.busy, second.poll.busy) == (0, 0)
+    # The other has nothing more to do.
+    slept = [first.wait(SHORT) for _ in range(300)]
+    assert slept[:90] == [True] * 90
+    assert not any(slept[120:])
+
+
+@pytest.mark.parametrize("work", ["wait", "pass_by"])
+def test_a_busy_one_stops_when_another_gets_to_work(monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+    first = Waiting(monkeypatch)
+    second = another(monkeypatch, first.clock)
+    for _ in range(9):
+        first.wait(90_000)
+    before = first.poll.busy
+    look = first.poll.look
+
+    def interrupted() -> None:
+        look()
+        if first.poll.busy == before + 5:
+            second.poll.arrives = first.clock.now
+            getattr(second.polling, work)()
+
+    monkeypatch.setattr(first.poll, "look", interrupted)
+    assert first.wait(90_000)
+    assert first.poll.busy == before + 5

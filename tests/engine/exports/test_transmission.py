@@ -40,21 +40,20 @@ def test_what_is_written_is_read(serving: Serving, structured: bool) -> None:
 
 
 @CHUNKED
-def test_many_requests_in_one_send_are_answered_in_their_order(serving: Serving, structured: bool) -> None:
+def test_many_requests_in_one_send(serving: Serving, structured: bool) -> None:
     source = random.Random(2)
     blocks = [source.randbytes(4096) for _ in range(200)]
     with connect(serving, structured) as client:
-        stream = b""
+        writes = reads = b""
         for number, block in enumerate(blocks):
-            head = (nbd.REQUEST_MAGIC, 0, nbd.CMD_WRITE, number, number * 4096, 4096)
-            stream += nbd.REQUEST.pack(*head) + block
-        for number in range(200):
-            stream += nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.CMD_READ, 1000 + number, number * 4096, 4096)
-        client.send(stream)
-        assert [client.reply()[:2] for _ in blocks] == [(number, 0) for number in range(200)]
-        replies = [client.reply(4096) for _ in blocks]
-        assert [reply.cookie for reply in replies] == list(range(1000, 1200))
-        assert [reply.data for reply in replies] == blocks
+            where = number, number * 4096, 4096
+            writes += nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.CMD_WRITE, *where) + block
+            reads += nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.CMD_READ, *where)
+        client.send(writes)
+        assert sorted(client.reply()[:2] for _ in blocks) == [(number, 0) for number in range(200)]
+        client.send(reads)
+        replies = {reply.cookie: reply.data for reply in (client.reply(4096) for _ in blocks)}
+        assert [replies[number] for number in range(200)] == blocks
 
 
 def test_requests_may_come_byte_by_byte(serving: Serving) -> None:
@@ -105,7 +104,6 @@ def test_where_there_are_no_holes_they_are_asked_for_less_often(serving: Serving
         (nbd.CMD_READ, 0, 512, 1 << 9),
         (nbd.CMD_TRIM, SIZE, 512, 0),
         (nbd.CMD_TRIM, 0, 512, nbd.FLAG_REQ_ONE),
-        (nbd.CMD_WRITE_ZEROES, SIZE - 5, 10, 0),
         (nbd.CMD_WRITE_ZEROES, 0, 10, nbd.FLAG_DF),
         (nbd.CMD_CACHE, 0, 33 << 20, 0),
         (nbd.CMD_FLUSH, 0, 0, nbd.FLAG_DF),
@@ -127,7 +125,9 @@ def test_wrong_requests(serving: Serving, structured: bool, kind: int, offset: i
 @CHUNKED
 def test_wrong_writes_leave_the_rest_of_the_stream_alone(serving: Serving, structured: bool) -> None:
     with connect(serving, structured) as client:
-        assert client.write(SIZE - 4, b"12345") == nbd.EINVAL
+        assert client.write(SIZE - 4, b"12345") == nbd.ENOSPC
+        assert client.ask(nbd.CMD_WRITE_ZEROES, SIZE, 1).error == nbd.ENOSPC
+        assert client.ask(nbd.CMD_TRIM, SIZE, 1).error == nbd.EINVAL
         assert client.write(0, b"a" * (1 << 20), nbd.FLAG_DF) == nbd.EINVAL
         assert client.read(0, 4) == bytes(4)
         assert client.ask(nbd.CMD_WRITE, 0, (32 << 20) + 1).error == nbd.EINVAL
@@ -141,9 +141,9 @@ def test_read_only(serving: Serving) -> None:
         _, flags = client.structured().go("ro")
         assert flags & nbd.READ_ONLY
         assert not flags & nbd.SEND_TRIM
-        assert client.write(0, b"y") == nbd.EINVAL
-        assert client.ask(nbd.CMD_WRITE_ZEROES, 0, 512).error == nbd.EINVAL
-        assert client.ask(nbd.CMD_TRIM, 0, 512).error == nbd.EINVAL
+        assert client.write(0, b"y") == nbd.EPERM
+        assert client.ask(nbd.CMD_WRITE_ZEROES, 0, 512).error == nbd.EPERM
+        assert client.ask(nbd.CMD_TRIM, 0, 512).error == nbd.EPERM
         assert client.ask(nbd.CMD_FLUSH).error == 0
         assert client.read(0, 8192) == b"x" * 8192
 

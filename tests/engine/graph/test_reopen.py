@@ -10,7 +10,9 @@ import pytest
 
 from engine.engine import Engine
 from engine.errors import GenericError
+from engine.graph.change import Transaction, detach
 from engine.graph.permissions import Perm
+from tests.graphs import Bench
 
 SIZE = 1 << 20
 
@@ -99,3 +101,13 @@ def test_a_failed_reopen_changes_nothing(engine: Engine) -> None:
     assert engine.execute("query-named-block-nodes") == before
     assert engine.execute("x-debug-query-block-graph") == edges
     assert not any(node.quiesce_count for node in engine.graph.nodes.values())
+
+
+def test_a_filter_that_has_lost_its_child_keeps_its_limits(bench: Bench) -> None:
+    bench.raw("s")
+    node = bench.add(driver="copy-on-read", node_name="c", file="s")
+    before = node.driver.limits
+    with Transaction() as txn:
+        detach(txn, node.children["file"])
+    node.driver.refresh_limits()
+    assert node.driver.limits == before
