@@ -8,17 +8,15 @@ Requests that wait for a slow disk are served side by side instead.
 
 from __future__ import annotations
 
-import errno
 import logging
-import mmap
 import socket
-import struct
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.exports.nbd.handshake import Disconnect
 from engine.exports.nbd.polling import BusyPoll
+from engine.exports.nbd.replies import KEPT, OUT, ROOM, SIMPLE_SIZE, Replies, memory
 from engine.exports.nbd.side_by_side import MOST, SideBySide, Span
 from engine.graph.driver import Status, WriteFlag
 from engine.graph.requests import is_zero
@@ -34,12 +32,6 @@ log = logging.getLogger("engine.nbd")
 
 _IN = 256 << 10
 """Bytes received at a time."""
-_OUT = 1 << 20
-"""Bytes of replies collected before they are sent. A longer reply gets a buffer of its own."""
-_ROOM = 1 << 10
-"""Bytes of the out buffer that any reply without data fits into."""
-_KEPT = 4 << 20
-"""Largest buffer kept for the next request."""
 _SPARSE = 64 << 10
 """Shortest read whose holes are asked for first; a shorter one is just read."""
 _PATIENCE = 0.01
@@ -56,21 +48,6 @@ _MAY_UNMAP, _NO_FALLBACK = int(WriteFlag.MAY_UNMAP), int(WriteFlag.NO_FALLBACK)
 _ZERO = int(Status.ZERO)
 _LONGER = 4
 """Bytes that a hole takes more than data of no length."""
-_SIMPLE_SIZE = nbd.SIMPLE.size
-_DATA_SIZE = nbd.DATA_CHUNK.size
-_TO_NBD = {
-    0: 0,
-    errno.EPERM: nbd.EPERM,
-    errno.EROFS: nbd.EPERM,
-    errno.EIO: nbd.EIO,
-    errno.ENOMEM: nbd.ENOMEM,
-    errno.ENOSPC: nbd.ENOSPC,
-    errno.EFBIG: nbd.ENOSPC,
-    errno.EDQUOT: nbd.ENOSPC,
-    errno.EOVERFLOW: nbd.EOVERFLOW,
-    errno.ENOTSUP: nbd.ENOTSUP,
-    errno.ESHUTDOWN: nbd.ESHUTDOWN,
-}
 _WRITES = (nbd.CMD_WRITE, nbd.CMD_WRITE_ZEROES, nbd.CMD_TRIM)
 _NAMES = {
     nbd.CMD_READ: "read",
@@ -83,11 +60,6 @@ _NAMES = {
 }
 
 
-def _memory(size: int) -> memoryview:
-    """A buffer that goes back to the system when it is dropped: what malloc() has of a thread, it keeps."""
-    return memoryview(mmap.mmap(-1, size))
-
-
 class Invalid(Exception):
     """The request can't be done as it is; the text says why. number: of the error on the wire."""
 
@@ -96,7 +68,7 @@ class Invalid(Exception):
         self.number = number
 
 
-class Transmission:
+class Transmission(Replies):
     """Serves a client's requests until it leaves. Errors: Disconnect, OSError (the socket's).
 
     What requests and answers look like when headers are extended, a subclass says.
@@ -110,25 +82,17 @@ class Transmission:
     """Flag of requests other than writes that bring a payload along."""
 
     def __init__(self, sock: socket.socket, chosen: Chosen) -> None:
-        self._sock = sock
+        super().__init__(sock, chosen.structured)
         self._chosen = chosen
-        self._structured = chosen.structured
-        self._data_size = _DATA_SIZE if chosen.structured else _SIMPLE_SIZE
-        """Bytes of an answer to a read before the data."""
-        self._asked = 0
-        """Offset of the request that is answered."""
         self._contexts = chosen.contexts
         export = chosen.export
         self._size = export.size
         self._read_only = not export.writable
         self._backend = export.backend
         self._always = 0 if export.backend.write_cache else _FUA
-        self._in = _memory(_IN)
-        self._out = _memory(_OUT)
+        self._in = memory(_IN)
         self._long = memoryview(b"")
         """For writes that are longer than the in buffer."""
-        self._end = 0
-        """How much of the out buffer waits to be sent."""
         self._patience = _UNASKED
         self._unasked = 0
         """How many of the next long reads are not asked for holes."""
@@ -182,13 +146,6 @@ class Transmission:
                     start = end = 0
                 elif self._needed or start == before:
                     break
-
-    def _flush_out(self) -> None:
-        if self._end:
-            self._sock.sendall(self._out[: self._end])
-            self._end = 0
-            if len(self._out) > _KEPT:
-                self._out = _memory(_OUT)
 
     # -- side by side ----------------------------------------------------------------------------------------
 
@@ -287,7 +244,7 @@ class Transmission:
                         break
                     continue
                 self._end = at
-                if at and (room - at < _ROOM or at >= _OUT):
+                if at and (room - at < ROOM or at >= OUT):
                     break
                 if kind == nbd.CMD_WRITE or (flags & carries and kind != nbd.CMD_DISC):
                     if length > nbd.MAX_PAYLOAD:
@@ -310,7 +267,7 @@ class Transmission:
                 elif kind == nbd.CMD_DISC:
                     self._flush_out()
                     raise Disconnect("it said so")
-                elif kind == nbd.CMD_READ and at and length <= nbd.MAX_PAYLOAD and at + length + _ROOM > room:
+                elif kind == nbd.CMD_READ and at and length <= nbd.MAX_PAYLOAD and at + length + ROOM > room:
                     break
                 else:
                     start += before
@@ -340,8 +297,8 @@ class Transmission:
         start += self._head
         data = self._long[:length]
         if len(data) < length:
-            data = _memory(length)
-            if length <= _KEPT:
+            data = memory(length)
+            if length <= KEPT:
                 self._long = data
         have = end - start
         data[:have] = self._in[start:end]
@@ -362,58 +319,6 @@ class Transmission:
                 self._other(backend.node, kind, flags, cookie, offset, length, data)
         self._flush_out()
         self._needed = 0
-
-    # -- replies ---------------------------------------------------------------------------------------------
-
-    def _reserve(self, length: int) -> memoryview:
-        """*length* more bytes of the out buffer; it grows as needed."""
-        at = self._end
-        self._end = end = at + length
-        if end > len(self._out):
-            larger = _memory(max(end + _ROOM, 2 * len(self._out)))
-            larger[:at] = self._out[:at]
-            self._out = larger
-        return self._out[at:end]
-
-    def _done(self, cookie: int) -> None:
-        nbd.SIMPLE.pack_into(self._reserve(_SIMPLE_SIZE), 0, nbd.SIMPLE_MAGIC, 0, cookie)
-
-    def _nothing(self, cookie: int) -> None:
-        """The answer to a read of no bytes."""
-        nbd.CHUNK.pack_into(
-            *(self._reserve(nbd.CHUNK.size), 0, nbd.CHUNK_MAGIC, nbd.CHUNK_DONE, nbd.CHUNK_NONE, cookie, 0)
-        )
-
-    def _data_head(self, place: memoryview, done: int, cookie: int, asked: int, offset: int, length: int) -> None:
-        """Say at *place* that *length* bytes of data follow, which lie at *offset*; the read began at *asked*."""
-        nbd.DATA_CHUNK.pack_into(place, 0, nbd.CHUNK_MAGIC, done, nbd.CHUNK_OFFSET_DATA, cookie, length + 8, offset)
-
-    def _hole(self, done: int, cookie: int, asked: int, offset: int, length: int) -> None:
-        place = self._reserve(nbd.HOLE_CHUNK.size)
-        nbd.HOLE_CHUNK.pack_into(place, 0, nbd.CHUNK_MAGIC, done, nbd.CHUNK_OFFSET_HOLE, cookie, 12, offset, length)
-
-    def _status(self, done: int, cookie: int, context: int, extents: list[int]) -> None:
-        """An answer to BLOCK_STATUS. extents: length, flags, length, flags, ..."""
-        place = self._reserve(nbd.STATUS_CHUNK.size + 4 * len(extents))
-        nbd.STATUS_CHUNK.pack_into(
-            place, 0, nbd.CHUNK_MAGIC, done, nbd.CHUNK_BLOCK_STATUS, cookie, 4 + 4 * len(extents), context
-        )
-        struct.pack_into(f">{len(extents)}I", place, nbd.STATUS_CHUNK.size, *extents)
-
-    def _fail(self, cookie: int, exc: OSError, message: str) -> None:
-        self._error(cookie, _TO_NBD.get(exc.errno or errno.EIO, nbd.EINVAL), message)
-
-    def _error(self, cookie: int, number: int, message: str) -> None:
-        if not self._structured:
-            nbd.SIMPLE.pack_into(self._reserve(_SIMPLE_SIZE), 0, nbd.SIMPLE_MAGIC, number, cookie)
-            return
-        text = message.encode()
-        size = nbd.ERROR_CHUNK.size
-        place = self._reserve(size + len(text))
-        nbd.ERROR_CHUNK.pack_into(
-            *(place, 0, nbd.CHUNK_MAGIC, nbd.CHUNK_DONE, nbd.CHUNK_ERROR, cookie, 6 + len(text), number, len(text))
-        )
-        place[size:] = text
 
     # -- requests --------------------------------------------------------------------------------------------
 
@@ -507,9 +412,9 @@ class Transmission:
 
     def _read(self, node: Node, flags: int, cookie: int, offset: int, length: int) -> None:
         if not self._structured:
-            place = self._reserve(_SIMPLE_SIZE + length)
+            place = self._reserve(SIMPLE_SIZE + length)
             if length:
-                node.read(offset, place[_SIMPLE_SIZE:])
+                node.read(offset, place[SIMPLE_SIZE:])
             nbd.SIMPLE.pack_into(place, 0, nbd.SIMPLE_MAGIC, 0, cookie)
             return
         if not length:
@@ -561,7 +466,7 @@ class Transmission:
 
     @staticmethod
     def _cache(node: Node, offset: int, length: int) -> None:
-        buffer = memoryview(bytearray(min(length, _OUT)))
+        buffer = memoryview(bytearray(min(length, OUT)))
         while length:
             part = buffer[: min(length, len(buffer))]
             node.read(offset, part)

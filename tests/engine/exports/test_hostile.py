@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.exports.nbd import handshake, transmission
+from engine.exports.nbd import handshake, replies, transmission
 from engine.exports.nbd.transmission import Transmission
 from engine.nbd import protocol as nbd
 from tests.engine.exports.client import Client, Gone, string
@@ -235,7 +235,8 @@ def test_many_long_reads_at_once_take_the_memory_of_one(
 
 def test_many_long_answers_of_block_status(good: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transmission, "_PATIENCE", 1000.0)
-    monkeypatch.setattr(transmission, "_OUT", 1 << 16)
+    monkeypatch.setattr(transmission, "OUT", 1 << 16)
+    monkeypatch.setattr(replies, "OUT", 1 << 16)
     sent: list[int] = []
     flush = Transmission._flush_out
     monkeypatch.setattr(Transmission, "_flush_out", lambda self: (sent.append(self._end), flush(self)))
