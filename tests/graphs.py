@@ -33,8 +33,12 @@ class Bench:
 
     def add(self, **options: Any) -> Node:
         """blockdev-add without the monitor: keyword names with _ for -."""
+        return self.named(None, **options)
+
+    def named(self, name: str | None, /, **options: Any) -> Node:
+        """The same with a file name, as -drive has it."""
         wire = {key.replace("_", "-"): value for key, value in options.items()}
-        node = open_node(self.graph, wire)
+        node = open_node(self.graph, wire, filename=name)
         node.monitor_owned = True
         self.graph.unpin(node)
         return node

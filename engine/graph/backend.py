@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _FUA = int(WriteFlag.FUA)
 _BEYOND = int(Status.EOF | Status.ZERO)
+_SECTOR = 512
 
 
 class BeyondEnd(OSError):
@@ -219,10 +220,11 @@ class BlockBackend:
 
     @property
     def length(self) -> int:
+        """In bytes. A disk consists of sectors: the last one counts as a whole."""
         node = self.node
         if node.ejected:
             raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
-        return node.length
+        return -(-node.length // _SECTOR) * _SECTOR
 
     # Three ways: read() waits for the limits (throttling) and counts, do_read() only waits, pass_read() does neither. A
     # guest device uses the last, as it waits by itself and only it knows what a failed request comes to.
@@ -233,7 +235,9 @@ class BlockBackend:
             raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
         node = root.child
         if offset < 0 or length < 0 or offset + length > node.length:
-            raise BeyondEnd(errno.EIO, os.strerror(errno.EIO))
+            # Most often it is not, and then the sum is saved that length() does.
+            if offset < 0 or length < 0 or offset + length > -(-node.length // _SECTOR) * _SECTOR:
+                raise BeyondEnd(errno.EIO, os.strerror(errno.EIO))
         return node
 
     def pass_read(self, offset: int, buffer: memoryview) -> None:

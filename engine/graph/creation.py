@@ -27,7 +27,11 @@ class GraphCreateContext:
 
     def open(self, reference: str | Mapping[str, Any], perm: Perm, shared: Perm) -> BlockBackend:
         def run() -> BlockBackend:
-            node = open_node(self._graph, reference)
+            options, name = reference, None
+            if not isinstance(reference, str) and "driver" not in reference:
+                options = dict(reference)
+                name = options.pop("filename", None)
+            node = open_node(self._graph, options, filename=name)
             try:
                 return self._graph.add_backend("user", "", node, perm, shared)
             finally:

@@ -104,7 +104,8 @@ def _open(context: Context, options: Mapping[str, Any] | str, filename: str | No
     if name is not None and not isinstance(name, str):
         raise GenericError("Invalid parameter type for 'driver', expected: string")
     if name is None and inherited.protocol_level:
-        cls = filenames.find_protocol(_protocol_filename(effective, filename))
+        # Only a name given as such may have a prefix; in the option "filename" it is a part of the file's name.
+        cls = filenames.find_protocol(_protocol_filename(effective, filename), parse=filename is not None)
     elif name is None:
         file_edge_node, cls = _open_and_probe(context, effective, filename, inherited)
         probed_raw = cls.name == "raw"
@@ -153,11 +154,9 @@ def _open_and_probe(
     """Open what is to be the file child, look at its first bytes, and tell which driver they mean."""
     child_options = effective.pop("file", {})
     if child_options == {} and filename is None:
-        if "filename" not in effective:
-            raise GenericError("Must specify either driver or file")
-        filename = effective.pop("filename")
-    elif filename is not None and child_options:
-        child_options, filename = _with_filename(child_options, filename), None
+        raise GenericError("Must specify either driver or file")
+    if filename is not None:
+        _check_named_child(child_options)
     parent = Inherited(
         options={k: v for k, v in effective.items() if k in ("read-only", "auto-read-only", "cache", "force-share")}
         | {"discard": "unmap"},
@@ -206,6 +205,8 @@ def _prepare_node(
         raise GenericError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
     node.explicit_options = explicit
     node_name = effective.get("node-name")
+    if isinstance(node_name, int | float):
+        raise GenericError(f"Invalid node-name: '{node_name}'")
     if node_name is None and context.naming is not None:
         node_name = context.naming(filename or "", cls.name, "")
         graph.name_node(node, node_name)
@@ -235,17 +236,12 @@ def _names_image(options: Mapping[str, Any]) -> bool:
     return "filename" in file or not takes_name
 
 
-def _with_filename(options: Any, filename: str) -> dict[str, Any]:
-    """The options of a format's file child together with the file name that its parent got. Errors: GenericError."""
+def _check_named_child(options: Any) -> None:
+    """Refuse *options* of a format's file child that do not go with the file name that its parent got."""
     if isinstance(options, str):
         raise GenericError("Cannot reference an existing block device with additional options or a new filename")
-    merged = dict(options or {})
-    if "filename" in merged:
+    if "filename" in (options or {}):
         raise GenericError("Can't specify 'file' and 'filename' options at the same time")
-    if "driver" in merged:
-        cls = lookup_driver(merged["driver"])
-        return {**(cls.parse_filename(filename) if cls.is_protocol else {"filename": filename}), **merged}
-    return {**merged, "filename": filename}
 
 
 def _flag(options: Mapping[str, Any], key: str, prefix: str = "") -> bool:
@@ -276,6 +272,8 @@ class _Opener:
         self.filename = filename or ""
         self.file_node = file_node
         self.options: Any = None
+        self._child_names: dict[str, str] = {}
+        """File names of children that the node's own file name has told."""
 
     @property
     def read_only(self) -> bool:
@@ -306,11 +304,16 @@ class _Opener:
         own = {key: value for key, value in self.effective.items() if key not in GENERIC_OPTIONS}
         if driver.is_protocol and self.filename:
             for key, value in driver.parse_filename(self.filename).items():
+                if key in driver.child_options:
+                    self._child_names[key] = value["filename"]
+                    value = {}
                 own.setdefault(key, value)
         elif not driver.is_protocol and self.file_node is not None and "file" not in own:
             own["file"] = self.file_node.name
         elif not driver.is_protocol and self.filename:
-            own["file"] = _with_filename(own.get("file"), self.filename)
+            _check_named_child(own.get("file"))
+            self._child_names["file"] = self.filename
+            own.setdefault("file", {})
         known = {member.name for member in (driver.OpenOptions or driver.Options).qapi_members()}
         backing = own.pop("backing", _ABSENT) if driver.supports_backing else _ABSENT
         for key in own:
@@ -334,7 +337,7 @@ class _Opener:
         driver.refresh_limits()
         if driver.supports_backing:
             self._open_backing(backing)
-        filenames.refresh_filename(node)
+        filenames.refresh_filename(node, opened=True)
 
     # -- children --------------------------------------------------------------------------------------------
 
@@ -349,6 +352,10 @@ class _Opener:
         probe: bool = False,
     ) -> Edge | None:
         value = self._child_value(name)
+        if not isinstance(value, str):
+            # A number, as a json: name can have it, refers to nothing.
+            value = value if isinstance(value, Mapping) else None
+            filename = self._child_names.get(name) if filename is None else filename
         if value is None and filename is None:
             if required:
                 raise GenericError(f'A block device must be specified for "{name}"')
@@ -369,8 +376,6 @@ class _Opener:
                     self.context.policy.check(self.node.name, name, filename, self.context.depth)
                     options.setdefault("driver", filenames.find_protocol(filename, parse=False).name)
                     options["filename"] = filename
-            elif "driver" not in options and isinstance(options.get("filename"), str):
-                child_filename = options.pop("filename")
             else:
                 child_filename = None
             inherited = Inherited(self._inherit(cow=False), self.node, protocol_level=not probe)

@@ -28,13 +28,18 @@ def typed_options(driver: Driver, options: Mapping[str, Any]) -> Struct:
                 # Text is read as the old option syntax has it, where a number of bytes may have a suffix.
                 value = scalars.parse_size(value) if scalars.read_integer(value) is None else value
                 value = options[member.name] if value is None else value
-            if isinstance(value, (Mapping, list)):
+            # A number is as good as the text for it, but for "filename", which QEMU looks up before it converts any.
+            if isinstance(value, (Mapping, list)) or (_is_text(member.type) and member.name != "filename"):
                 value = _as_text(value)
             keyval = isinstance(value, (str, Mapping, list))
             values[member.attr] = from_wire(member.type, value, name=member.name, keyval=keyval)
         elif not member.optional:
             raise GenericError(f"Parameter '{member.name}' is missing")
     return kind(**values)
+
+
+def _is_text(kind: Any) -> bool:
+    return isinstance(kind, Builtin) and kind.json == "string"
 
 
 def _as_text(value: Any) -> Any:

@@ -142,7 +142,10 @@ class CreateContext(Protocol):
     """What a driver's create() gets: blocking calls that are safe in a job's thread."""
 
     def open(self, reference: str | Mapping[str, Any], perm: Perm, shared: Perm) -> BlockBackend:
-        """A BlockBackend on the node named *reference*, or on a new node opened by these options (wire form)."""
+        """A BlockBackend on the node named *reference*, or on a new node opened by these options (wire form).
+
+        Where they tell no driver, their "filename" is the name of an image.
+        """
 
     def close(self, backend: BlockBackend) -> None:
         """Give the BlockBackend back (and its node, if open() made it)."""

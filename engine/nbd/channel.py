@@ -12,6 +12,7 @@ import struct
 import threading
 from typing import Final
 
+from engine.errors import os_error_text
 from engine.nbd import protocol as nbd
 from engine.nbd.negotiation import ExportInfo
 from engine.nbd.stream import Stream
@@ -45,6 +46,10 @@ class ConnectionLost(Exception):
 
 class _Protocol(Exception):
     """The server broke the protocol."""
+
+
+def _lost(exc: OSError | ValueError) -> ConnectionLost:
+    return ConnectionLost(os_error_text(exc) if isinstance(exc, OSError) else str(exc))
 
 
 class _Request:
@@ -122,7 +127,7 @@ class Channel:
             with self._sending:
                 self._stream.send([head] if data is None else [head, data])
         except (OSError, ValueError) as exc:  # ValueError: closed meanwhile
-            self._fail(ConnectionLost(str(exc)))
+            self._fail(_lost(exc))
         self._wait(request)
         if request.error:
             raise OSError(request.error, os.strerror(request.error))
@@ -155,7 +160,7 @@ class Channel:
         except _Protocol as exc:
             self._fail(ConnectionLost(str(exc), broken=True))
         except (OSError, ValueError) as exc:
-            self._fail(ConnectionLost(str(exc)))
+            self._fail(_lost(exc))
 
     def _fail(self, lost: ConnectionLost) -> None:
         with self._state:

@@ -7,12 +7,15 @@ came back as another, is not talked to any more.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import errno
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
 from typing import Final, TypeVar
 
 from engine.errors import GenericError
@@ -27,6 +30,8 @@ _MOST_CHANNELS: Final = 4
 _CROWDED: Final = 4
 """Requests on the way from which on another connection is worth while."""
 _LONGEST_PAUSE: Final = 16.0
+_LAST_CHANCE: Final = 0.2
+"""Seconds for an attempt that begins when the time is nearly up."""
 
 
 class Client:
@@ -62,25 +67,44 @@ class Client:
         """Connect; after a failure try again for *timeout* seconds. Errors: GenericError."""
         end = time.monotonic() + timeout
         pause = 1.0
-        timer = threading.Timer(timeout, self._cancel)
-        timer.daemon = True
-        if timeout:
-            timer.start()
-        try:
-            while True:
-                try:
-                    channel = self._connect()
-                    break
-                except GenericError:
-                    left = end - time.monotonic()
-                    if left <= 0:
-                        raise
-                    time.sleep(min(pause, left))
-                    pause = min(2 * pause, _LONGEST_PAUSE)
-        finally:
-            timer.cancel()
+        while True:
+            try:
+                channel = self._attempt(max(end - time.monotonic(), _LAST_CHANCE)) if timeout else self._connect()
+                break
+            except GenericError:
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE)
         self.info = channel.info
         self._channels = [channel]
+
+    def _attempt(self, seconds: float) -> Channel:
+        """Connect, in a thread: what waits for a host that does not answer can't be ended. Errors: GenericError."""
+        made: Future[Channel] = Future()
+
+        def connect() -> None:
+            try:
+                channel = self._connect()
+            except BaseException as exc:
+                with contextlib.suppress(InvalidStateError):
+                    made.set_exception(exc)
+                return
+            try:
+                made.set_result(channel)
+            except InvalidStateError:  # nobody waits for it any more
+                channel.close()
+
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(connect,), name="nbd connect", daemon=True).start()
+        try:
+            return made.result(seconds)
+        except TimeoutError:
+            self._cancel()
+            if not made.cancel():
+                return made.result()
+            raise GenericError("Connection attempt cancelled by timeout") from None
 
     def call(self, request: Callable[[Channel], _R]) -> _R:
         """Run *request* on a connection; once more on the next one when that is lost in time. Errors: OSError."""
@@ -198,10 +222,10 @@ class Client:
         channel.close()
 
     def _same(self, info: ExportInfo) -> bool:
-        """Whether an export is, as far as one can tell, the one that was opened."""
+        """Whether an export is, as far as one can tell, the one that was opened. It may have grown."""
         before = self.info
         return (
-            info.size == before.size
+            info.size >= before.size
             and info.min_block <= before.min_block
             and (not info.flags & nbd.READ_ONLY or bool(before.flags & nbd.READ_ONLY))
             and info.extended >= before.extended

@@ -66,7 +66,7 @@ def servers() -> Iterator[Servers]:
 
 CASES: dict[str, tuple[list[str], list[Step]]] = {
     "a disk": (["-x", "e"], [add(export="e"), NODES, GRAPH, DELETE]),
-    "no name": ([], [add(), NODES, DELETE]),
+    "no name": ([], [add(), NODES, DELETE, add(export=""), NODES, DELETE]),
     "a context that there is not": ([], [add(x_dirty_bitmap="qemu:dirty-bitmap:x"), add(x_dirty_bitmap="")]),
     "wrong name": (["-x", "e"], [add(export="f"), add(export="e")]),
     "read-only export": (["-r"], [add(), add(read_only=True), NODES]),
@@ -133,10 +133,12 @@ CASES: dict[str, tuple[list[str], list[Step]]] = {
                 "blockdev-add",
                 {"driver": "nbd", "node-name": "n", "server": {"type": "inet", "host": "none.invalid", "port": "1"}},
             ),
-            Do(
-                "blockdev-add",
-                {"driver": "nbd", "node-name": "n", "server": {"type": "inet", "host": "127.0.0.1", "port": "1"}},
+            *(
+                add(server={"type": "inet", "host": host, "port": "1"})
+                for host in ("127.0.0.1", "", "a" * 70, "a..b", "\u00e9.invalid")
             ),
+            add(server={"type": "unix", "path": ""}),
+            add(server={"type": "vsock", "cid": "x", "port": "1"}),
         ],
     ),
     "names": (
@@ -163,6 +165,40 @@ CASES: dict[str, tuple[list[str], list[Step]]] = {
         ],
     ),
 }
+
+
+ADDRESSES: list[dict[str, Any]] = [
+    {},
+    {"ipv4": True},
+    {"ipv6": False},
+    {"to": 5},
+    {"numeric": False},
+    {"keep-alive": True},
+]
+
+
+def reachable(port: str, address: dict[str, Any]) -> list[Step]:
+    """Steps that show what name a node on a server at a TCP port gets; *address*: what else is told of it."""
+    server = {"type": "inet", "host": "localhost", "port": port} | address
+    file = {"driver": "nbd", "server": server}
+    return [
+        Do("blockdev-add", {"driver": "raw", "node-name": "r", "file": file}),
+        NODES,
+        Do("blockdev-del", {"node-name": "r"}),
+    ]
+
+
+def test_names_of_nodes_on_a_tcp_port(tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(bytes(1 << 20))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        # qemu-nbd serves the socket that is handed to it, as systemd does.
+        port = str(sock.getsockname()[1])
+        fd, start = sock.fileno(), 'exec 3<&"$0"; LISTEN_FDS=1 LISTEN_PID=$$ exec qemu-nbd -t -e 4 -f raw "$1"'
+        with subprocess.Popen(["bash", "-c", start, str(fd), str(tmp_path / "a.raw")], pass_fds=[fd]) as server:
+            try:
+                assert_same([step for each in ADDRESSES for step in reachable(port, each)], tmp_path / "talk")
+            finally:
+                server.terminate()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -232,6 +268,77 @@ NAMED: dict[str, list[Step]] = {
         ),
         hmp("drive_add 0 if=none,id=d,format=raw,file=nbd+unix:///wrong?socket=$DIR/sock"),
         hmp("drive_add 0 if=none,id=d,format=raw,file=nbd+unix:///e?socket=$DIR/none"),
+    ],
+    "names as the RFC has them": [
+        step
+        for name in (
+            *(
+                "nbd+unix:///e?socket=$DIR/sock&",
+                "nbd+unix:///e?&socket=$DIR/sock",
+                "nbd+unix://user@/%65?socket=$DIR/sock",
+            ),
+            *("nbd+unix:///e?socket=$DIR/sock#x", "nbd+unix:///e?socket=/none/a+b", "nbd+unix:///e?socket=a=b"),
+            *("nbd+unix:///e?socket=$DIR/sock;x=1", "nbd+unix:///e?SOCKET=$DIR/sock", "nbd+unix:///e?socket=/[a"),
+            *(
+                "nbd+unix:///e?socket=",
+                "nbd+unix:///%zz?socket=/s",
+                "nbd+unix:///é?socket=/s",
+                "nbd+unix://:1/?socket=/s",
+            ),
+            *("nbd://127.0.0.1:0/e", "nbd://127.0.0.1:/e", "nbd://127.0.0.1:65536", "nbd://127.0.0.1:+1/e"),
+            *(
+                "nbd://ABC.invalid:1/e",
+                "nbd://a@b@c:1/e",
+                "nbd://127.0.0.1:00001/e?",
+                "nbd://[::1/e",
+                "nbd://[::1]:1/e",
+            ),
+        )
+        for step in (hmp(f"drive_add 0 if=none,id=d,format=raw,file={name}"), NODES, hmp("drive_del d"))
+    ],
+    "names of the old kind": [
+        hmp(f"drive_add 0 if=none,id=d,format=raw,file={name}".replace(",n", ",,n"))
+        for name in (
+            *(
+                "nbd:unix:",
+                "nbd:unix::exportname=e",
+                "nbd::10809",
+                "nbd:[]:1",
+                "nbd:[::1]1",
+                "nbd:::1:1",
+                "nbd:localhost:",
+            ),
+            *("nbd:localhost:1:2", "nbd:127.0.0.1:1,nonsense", "nbd:127.0.0.1:1:exportname=x", f"nbd:{'a' * 65}:1"),
+        )
+    ],
+    "names in JSON": [
+        step
+        for name in (
+            "{'driver':'nbd'}",
+            "{'driver':'nbd','path':'$DIR/sock','export':'e'}",
+            "{'driver':'nbd','server':{'type':'unix','path':'$DIR/sock'},'export':'e'}",
+            "{'driver':'nbd','server.type':'unix','server.path':'$DIR/sock','export':1}",
+            "{'driver':'nbd','server.type':'unix'}",
+            "{'driver':'nbd','server.path':'x'}",
+            "{'driver':'nbd','server':'x'}",
+            "{'driver':'nbd','server.type':'inet','server.host':'x'}",
+            "{'driver':'nbd','server.type':'unix','server.path':'x','server.foo':'y'}",
+            "{'driver':'nbd','path':'x','server.type':'unix'}",
+            "{'driver':'nbd','path':'x','port':'3'}",
+            "{'driver':'nbd','host':'127.0.0.1','port':1}",
+            "{'driver':'nbd','port':'1'}",
+            "{'driver':'nbd','server.type':'fd','server.str':'x'}",
+            "{'driver':'nbd','server.type':'vsock','server.cid':'x','server.port':'1'}",
+            # Here it is not the name of an image, but of a file.
+            "{'driver':'raw','file.filename':'nbd:unix:$DIR/sock:exportname=e'}",
+            "{'file.filename':'nbd:unix:$DIR/sock:exportname=e'}",
+            "{'driver':'raw','file.filename':'json:{}'}",
+            "{'filename':'$DIR/a.raw'}",
+            "{'driver':'raw','file':1}",
+            "{'driver':'null-co','node-name':12}",
+            "{'driver':'throttle','throttle-group':1,'file.driver':'null-co'}",
+        )
+        for step in (hmp(f"drive_add 0 if=none,id=d,file=json:{name.replace(',', ',,')}"), NODES, hmp("drive_del d"))
     ],
     "a file made there": [
         Do("blockdev-create", {"job-id": "j", "options": {"driver": "nbd", "size": 1 << 20}}),
@@ -372,3 +479,26 @@ def test_servers_out_of_order(case: str, scripted: Callable[[Path, bytes, bool],
         ours = {"error": {"class": "GenericError", "desc": "Unexpected export flags 0x100000"}}
         talk = [Do("blockdev-add", add().arguments, ours=ours)]
     assert_same(talk, tmp_path, prepare=lambda where: scripted(where / "sock", BROKEN[case], not fine))
+
+
+def test_a_server_that_resets_the_connection(tmp_path: Path) -> None:
+    """It goes without having read what the client said."""
+    listening: list[socket.socket] = []
+
+    def rude(sock: socket.socket) -> None:
+        client, _ = sock.accept()
+        with client:
+            client.sendall(FIXED)
+            while len(client.recv(100, socket.MSG_PEEK)) < 4 + nbd.OPTION.size:
+                pass
+
+    def prepare(where: Path) -> None:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(where / "sock"))
+        sock.listen()
+        listening.append(sock)
+        threading.Thread(target=rude, args=(sock,), daemon=True).start()
+
+    assert_same([add()], tmp_path, prepare=prepare)
+    for sock in listening:
+        sock.close()

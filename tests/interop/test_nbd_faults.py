@@ -157,6 +157,18 @@ def deaf(where: Path) -> None:
     DEAF.append(listening)
 
 
+def busy(where: Path) -> None:
+    """The same, but connections are not even taken: as many wait as there is room for."""
+    deaf(where)
+    DEAF[-1].listen(0)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client = socket.socket(socket.AF_UNIX)
+            client.setblocking(False)
+            DEAF.append(client)
+            client.connect(str(where / "sock"))
+
+
 DEAF: list[socket.socket] = []
 
 
@@ -174,6 +186,7 @@ def deaths(mortal: Mortal) -> dict[str, list[Step]]:
         ],
         "deleted while it is away": [add(), kill, Do("blockdev-del", {"node-name": "n"}), add()],
         "a silent server": [Call(deaf), add(open_timeout=1)],
+        "a server that takes nobody": [Call(busy), add(open_timeout=1)],
         "opened too early": [kill, add(open_timeout=1), Call(mortal.start), add(open_timeout=1)],
     }
 

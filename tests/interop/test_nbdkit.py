@@ -46,6 +46,11 @@ KITS: dict[str, list[str]] = {
         *("--filter=blocksize-policy", "memory", "4M", "blocksize-minimum=4096", "blocksize-preferred=65536"),
         *("blocksize-maximum=65536", "blocksize-error-policy=error"),
     ],
+    # The plugin's extents are of half the size: a status that is against the protocol.
+    "blocks of 64K": [
+        *("--filter=blocksize-policy", "memory", "4M", "blocksize-minimum=64K", "blocksize-preferred=1M"),
+        *("blocksize-maximum=1M", "blocksize-error-policy=error"),
+    ],
     "slow": ["--filter=delay", "memory", "4M", "rdelay=1ms", "wdelay=2ms"],
     "safe for many connections": ["--filter=multi-conn", "memory", "4M", "multi-conn-mode=emulate"],
     "one connection": ["--filter=multi-conn", "memory", "4M", "multi-conn-mode=disable"],

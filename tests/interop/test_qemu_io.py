@@ -224,3 +224,19 @@ def test_answers_and_effects_are_qemu_io_s(qemu_io: str, images: QemuImages, ima
     images.assert_identical(theirs, ours, a_format=fmt, b_format=fmt)
     if fmt == "qcow2":
         images.check(ours)
+
+
+def test_half_a_sector_at_the_end(qemu_io: str, tmp_path: Path) -> None:
+    """It counts as a whole one, and is one once something is written to it."""
+    commands = ["length", "map", "alloc 0 1k", "alloc 900 200", "read -v 900 124", "read 900 125", "read 1k 1"]
+    commands += ["write -P 1 1000 24", "length", "read -P 1 1000 24", "write 512 513", "discard 512 512"]
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    for folder in (theirs, ours):
+        folder.mkdir()
+        (folder / "image").write_bytes(b"x" * 1000)
+    expected = [real_qemu_io(qemu_io, "raw", theirs / "image", command) for command in commands]
+    lines = [f'qemu-io n "{command}"' for command in commands]
+    node = "file,node-name=n,discard=unmap,filename=image"
+    got = human_monitor([*BLOCKMON, "--blockdev", node, "--qmp", "stdio"], lines, ours)
+    assert dict(zip(commands, got, strict=True)) == dict(zip(commands, expected, strict=True))
+    assert (ours / "image").read_bytes() == (theirs / "image").read_bytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from engine.engine import Engine
 from engine.exports.vhost_user import wire
 from tests.boot import SAID, SECTOR, TEXT, boot, bootable
 from tests.interop.differential import Do, Step, WaitEvent, assert_same
+from tests.interop.vhost_front import DATA, SIZE, Front
 
 MIB = 1 << 20
 
@@ -127,6 +130,89 @@ def test_who_breaks_the_protocol_is_cut_off_and_harms_nobody(serving: Serving, c
     assert [export["shutting-down"] for export in serving.do("query-block-exports")] == [False]
 
 
+# -- front ends in Python --------------------------------------------------------------------------------------------
+
+
+def test_requests_and_their_statuses(serving: Serving) -> None:
+    serving.export(writable=True)
+    one = wire.BLK_RANGE.pack(0, 8, 0)
+    with Front(serving.path) as front:
+        assert front.request(wire.BLK_OUT, 8, b"x" * SECTOR) == (wire.STATUS_OK, b"")
+        assert front.request(wire.BLK_IN, 8, wanted=SECTOR) == (wire.STATUS_OK, b"x" * SECTOR)
+        assert front.request(wire.BLK_GET_ID, wanted=20) == (wire.STATUS_OK, b"vhost_user_blk".ljust(20, b"\0"))
+        for kind in (wire.BLK_DISCARD_REQUEST, wire.BLK_WRITE_ZEROES_REQUEST):
+            assert front.request(kind, data=one) == (wire.STATUS_OK, b"")
+            assert front.request(kind, data=one * 2) == (wire.STATUS_UNSUPP, b"")
+            assert front.request(kind, data=one[1:]) == (wire.STATUS_IOERR, b"")
+        assert front.request(99)[0] == wire.STATUS_UNSUPP
+        assert front.request(wire.BLK_IN, 4 * MIB // SECTOR, wanted=SECTOR)[0] == wire.STATUS_IOERR
+        assert front.request(wire.BLK_IN, 0, wanted=100)[0] == wire.STATUS_IOERR
+
+
+def test_the_last_sector_counts_as_a_whole_one(tmp_path: Path) -> None:
+    serving = Serving(tmp_path)
+    try:
+        file = tmp_path / "odd"
+        file.write_bytes(b"q" * 1000)
+        serving.do("blockdev-add", driver="file", node_name="odd", filename=str(file))
+        address = {"type": "unix", "path": str(serving.path)}
+        serving.do("block-export-add", type="vhost-user-blk", id="e", node_name="odd", addr=address, writable=True)
+        with Front(serving.path) as front:
+            assert front.request(wire.BLK_IN, 1, wanted=SECTOR) == (wire.STATUS_OK, (b"q" * 488).ljust(SECTOR, b"\0"))
+            assert front.request(wire.BLK_IN, 2, wanted=SECTOR)[0] == wire.STATUS_IOERR
+            assert front.request(wire.BLK_OUT, 1, b"w" * SECTOR)[0] == wire.STATUS_OK
+        assert file.read_bytes() == b"q" * SECTOR + b"w" * SECTOR
+    finally:
+        serving.engine.close()
+
+
+Chain = list[tuple[int, int, int, int]]
+CHAINS: dict[str, Chain] = {
+    "a loop": [(DATA, 16, wire.DESC_NEXT, 1), (DATA, 16, wire.DESC_NEXT, 0)],
+    "what is not shared": [(SIZE - 4, 16, wire.DESC_NEXT, 1), (DATA, 1, wire.DESC_WRITE, 0)],
+    "a descriptor that there is not": [(DATA, 16, wire.DESC_NEXT, 999)],
+    "half a table": [(DATA, 17, wire.DESC_INDIRECT, 0)],
+    "to be read behind what is to be written": [
+        (DATA, 1, wire.DESC_WRITE | wire.DESC_NEXT, 1),
+        (DATA + 16, 16, 0, 0),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", CHAINS)
+def test_who_describes_no_request_is_cut_off(serving: Serving, case: str) -> None:
+    serving.export(writable=True)
+    with Front(serving.path) as front:
+        for index, descriptor in enumerate(CHAINS[case]):
+            front.describe(index, *descriptor)
+        front.post(0)
+        assert front.cut_off()
+    with Front(serving.path) as front:
+        assert front.request(wire.BLK_FLUSH_REQUEST)[0] == wire.STATUS_OK
+
+
+def test_who_can_not_be_woken_holds_nobody_up(serving: Serving) -> None:
+    """What it wants to be woken by is a pipe that is full."""
+    serving.export(writable=True)
+    end, pipe = os.pipe()
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, bytes(65536))
+    os.set_blocking(pipe, True)
+    try:
+        with Front(serving.path, call=pipe) as front:
+            front.describe(0, DATA, 16, wire.DESC_NEXT, 1)
+            front.describe(1, DATA + 16, 1, wire.DESC_WRITE)
+            front.post(0)
+            while not front.done():
+                pass
+        with Front(serving.path) as front:
+            assert front.request(wire.BLK_FLUSH_REQUEST)[0] == wire.STATUS_OK
+    finally:
+        os.close(end)
+
+
 # -- beside the real one ---------------------------------------------------------------------------------------------
 
 UNIX = {"type": "unix", "path": "$DIR/sock"}
@@ -145,6 +231,7 @@ def test_like_the_daemon(qsd: str, tmp_path: Path) -> None:
         add(logical_block_size=3),
         add(logical_block_size=513),
         add(logical_block_size=4 << 20),
+        add(logical_block_size=-1),
         add(addr={"type": "inet", "host": "localhost", "port": "1"}),
         add(addr={"type": "unix", "path": "$DIR/none/sock"}),
         add(addr={"type": "fd", "str": "x"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from typing import Any, Final
 
 from engine.drivers.protocol import nbd_options
@@ -16,7 +17,8 @@ from engine.nbd.client import Client
 from engine.nbd.negotiation import Wishes, negotiate
 from engine.nbd.stream import Stream
 from engine.objects.tls import QCryptoTLSCredsEndpoint, find_tls_creds
-from engine.sockets.addresses import Address, InetSocketAddress, UnixSocketAddress, address_of
+from engine.qapi import from_wire
+from engine.sockets.addresses import Address, InetSocketAddress, SocketAddress, UnixSocketAddress, address_of
 from engine.sockets.streams import connect
 
 _MAX_LENGTH: Final = (1 << 32) - (4 << 10)
@@ -27,6 +29,8 @@ _MAX_EXTENDED: Final = 1 << 62
 _FUA, _MAY_UNMAP, _NO_FALLBACK = int(WriteFlag.FUA), int(WriteFlag.MAY_UNMAP), int(WriteFlag.NO_FALLBACK)
 HANDSHAKE_LIMIT = 30.0
 """Seconds that a server may be silent in the handshake."""
+_MAX_NAME: Final = 4096
+"""Bytes from which on there is no name but the options."""
 _DATA, _ZERO, _VALID = int(Status.DATA), int(Status.ZERO), int(Status.OFFSET_VALID)
 
 
@@ -130,13 +134,15 @@ class NbdDriver(Driver):
     def exact_filename(self) -> str | None:
         if self.node.options.get("tls-creds") is not None:
             return ""
-        export = self._export
+        given = self.node.options.get("export") is not None
+        export = f"/{self._export}" if given else ""
         address = self._address
+        name = ""
         if isinstance(address, UnixSocketAddress):
-            return f"nbd+unix://{'/' + export if export else ''}?socket={address.path}"
-        if isinstance(address, InetSocketAddress):
-            return f"nbd://{address.host}:{address.port}{'/' + export if export else ''}"
-        return ""
+            name = f"nbd+unix://{export}?socket={address.path}"
+        elif isinstance(address, InetSocketAddress) and (address.ipv4, address.ipv6, address.to) == (None, None, None):
+            name = f"nbd://{address.host}:{address.port}{export}"
+        return name if len(os.fsencode(name)) < _MAX_NAME else ""
 
     def dirname(self) -> str | None:
         raise GenericError("Cannot generate a base directory for NBD nodes")
@@ -199,6 +205,10 @@ class NbdDriver(Driver):
             return Extent(length, _DATA | _VALID, self.node, offset)
         asked = min(length, self._most_zeroes)
         run, state = self._client.call(lambda channel: channel.block_status(offset, asked))
+        least = self._client.info.min_block
+        if run % least:
+            # Against the protocol, but some servers do so. What holds for a part of a block only is not told.
+            run, state = (run - run % least, state) if run > least else (least, 0)
         if self._depth and state > 2:
             state = 2  # as in QEMU: where the data is, is not in the top layer
         flags = (0 if state & nbd.STATE_HOLE else _DATA) | (_ZERO if state & nbd.STATE_ZERO else 0)
@@ -219,12 +229,12 @@ class NbdDriver(Driver):
 
 def _address(options: NbdOpenOptions) -> Address:
     """Where the server is. Errors: GenericError."""
-    path, host, port = options.path, options.host, options.port
+    path, host, port, server = options.path, options.host, options.port, options.server
     if path is None and host is None and port is None:
-        if options.server is None:
+        if not isinstance(server, Mapping):
             raise GenericError("NBD server address missing")
-        return address_of(options.server)
-    if options.server is not None:
+        return address_of(from_wire(SocketAddress, server, keyval=True))
+    if isinstance(server, Mapping):
         raise GenericError("Cannot use 'server' and path/host/port at the same time")
     if path is not None and host is not None:
         raise GenericError("path and host may not be used at the same time")

@@ -34,9 +34,12 @@ class BlockdevOptionsNbd(Struct):
 
 
 class NbdOpenOptions(BlockdevOptionsNbd):
-    """What file names and -drive may say besides: host and port, or path, in place of server."""
+    """What file names and -drive may say besides: host and port, or path, in place of server.
 
-    server: SocketAddress | None = None  # type: ignore[assignment]
+    server: read only when it counts, and without its name in errors, as QEMU does.
+    """
+
+    server: Any = None
     host: str | None = None
     port: str | None = None
     path: str | None = None

@@ -24,10 +24,8 @@ class MountError(Exception):
 
 def mount(path: str, mode: int, *, allow_other: bool, max_read: int) -> int:
     """Mount over the regular file *path*; returns the descriptor to serve. mode: st_mode. Errors: MountError."""
-    options = f"max_read={max_read}"
-    if allow_other:
-        # The kernel then checks who may do what, by the mode and owner that are served.
-        options += ",default_permissions,allow_other"
+    # The kernel checks who may do what, by the mode and owner that are served.
+    options = f"max_read={max_read},default_permissions{',allow_other' if allow_other else ''}"
     if os.geteuid() == 0:
         return _mount_as_root(path, mode, options)
     return _mount_by_helper(path, options)

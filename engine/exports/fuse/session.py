@@ -177,14 +177,23 @@ class Session:
         major, minor, ahead, flags = wire.INIT_IN.unpack_from(body)
         if major != wire.VERSION[0] or minor < wire.VERSION[1]:
             raise OSError(errno.EPROTO, f"FUSE protocol {major}.{minor}")
-        wanted = wire.ASYNC_READ | wire.BIG_WRITES | wire.ASYNC_DIO | wire.MAX_PAGES
+        more = wire.INIT_MORE.unpack_from(body, wire.INIT_IN.size)[0] if flags & wire.INIT_EXT else 0
+        # An open with O_TRUNC comes as it is, and not as a resize before it.
+        wanted = wire.ASYNC_READ | wire.ATOMIC_O_TRUNC | wire.BIG_WRITES | wire.ASYNC_DIO | wire.MAX_PAGES
+        wanted |= wire.INIT_EXT
         pages = MAX_WRITE // _PAGE
-        return wire.INIT_OUT.pack(*wire.VERSION, ahead, flags & wanted, 64, 48, MAX_WRITE, 1, pages, 0, 0)
+        more &= wire.DIRECT_IO_ALLOW_MMAP
+        return wire.INIT_OUT.pack(*wire.VERSION, ahead, flags & wanted, 64, 48, MAX_WRITE, 1, pages, 0, more)
+
+    @property
+    def _size(self) -> int:
+        """Of the file, in bytes: a disk consists of sectors."""
+        return -(-self._backend.node.length // _SECTOR) * _SECTOR
 
     def _attributes(self) -> bytes:
         node = self._backend.node
         allocated = node.driver.allocated_size()
-        size = node.length
+        size = self._size
         now = int(time.time())
         return wire.ATTR_OUT.pack(
             *(_VALID, 0, 0),
@@ -194,16 +203,19 @@ class Session:
 
     def _set_attributes(self, body: memoryview) -> bytes:
         which, _, _, size, *_, mode, _, uid, gid, _ = wire.SETATTR_IN.unpack_from(body)
-        if which & (wire.SET_MODE | wire.SET_UID | wire.SET_GID) and not self._allow_other:
-            # Only its owner can see the file: there is nobody to give it to.
+        # Where only its owner can see the file, there is nobody to give it to. A new size brings a time along.
+        given = 0 if self._allow_other else wire.SET_UID | wire.SET_GID
+        if which & given or (which & wire.SET_TIMES and not which & wire.SET_SIZE):
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        if which & wire.SET_MODE and not self._allow_other and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if which & wire.SET_MODE and not self._writable and mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if which & wire.SET_SIZE:
             if not self._writable:
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
             self._resize(size)
         if which & wire.SET_MODE:
-            if not self._writable and mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             self._mode = stat.S_IFREG | stat.S_IMODE(mode)
         if which & wire.SET_UID:
             self._uid = uid
@@ -215,18 +227,19 @@ class Session:
         (flags, _) = wire.OPEN_IN.unpack_from(body)
         if not self._writable and flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        # O_TRUNC is nothing to a disk, as to a block device: who copies an image to it does not want another size.
         # Not through the page cache: guests and jobs change the disk, and a reader has to see that.
         return wire.OPEN_OUT.pack(0, wire.OPEN_DIRECT_IO | wire.OPEN_PARALLEL_DIRECT_WRITES, 0)
 
     def _statfs(self, body: memoryview) -> bytes:
-        blocks = -(-self._backend.node.length // 512)
+        blocks = self._size // 512
         return wire.STATFS_OUT.pack(blocks, 0, 0, 1, 0, 512, 255, 512, 0)
 
     # -- data ------------------------------------------------------------------------------------------------
 
     def _read(self, body: memoryview) -> memoryview:
         _, offset, size, *_ = wire.READ_IN.unpack_from(body)
-        size = max(min(size, MAX_WRITE, self._backend.node.length - offset), 0)
+        size = max(min(size, MAX_WRITE, self._size - offset), 0)
         buffer = memoryview(bytearray(size))
         if size:
             self._backend.read(offset, buffer)
@@ -237,11 +250,11 @@ class Session:
         data = body[wire.READ_IN.size :][:size]
         if not self._writable:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        if offset + size > self._backend.node.length:
+        if offset + size > self._size:
             if self._growable:
                 self._grow(offset + size)
             else:
-                data = data[: max(self._backend.node.length - offset, 0)]
+                data = data[: max(self._size - offset, 0)]
                 if not data:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
         self._backend.write(offset, data)
@@ -266,7 +279,7 @@ class Session:
         _, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
         if not self._writable:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        end, size = offset + length, self._backend.node.length
+        end, size = offset + length, self._size
         if mode == _PUNCH:
             inside = min(end, size) - offset
             if inside > 0:
@@ -274,7 +287,7 @@ class Session:
         elif mode in (ZERO_RANGE, _PUNCH_ZERO):
             if mode == ZERO_RANGE and end > size:
                 self._grow(end)
-            inside = min(end, self._backend.node.length) - offset
+            inside = min(end, self._size) - offset
             if inside > 0:
                 self._backend.write_zeroes(offset, inside)
         elif not mode and offset >= size:
@@ -286,11 +299,11 @@ class Session:
         return b""
 
     def _lseek(self, body: memoryview) -> bytes:
-        _, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
+        _, start, whence, _ = wire.LSEEK_IN.unpack_from(body)
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         with self._backend.door:
-            node = self._backend.node
+            node, offset = self._backend.node, start
             size = node.length
             while offset < size:
                 extent, _ = status_above(node, None, offset, size - offset)
@@ -298,6 +311,6 @@ class Session:
                 if data == (whence == os.SEEK_DATA):
                     return wire.LSEEK_OUT.pack(offset)
                 offset += extent.length
-        if whence == os.SEEK_DATA:
+        if whence == os.SEEK_DATA or start > self._size:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        return wire.LSEEK_OUT.pack(max(offset, size))
+        return wire.LSEEK_OUT.pack(max(start, size))

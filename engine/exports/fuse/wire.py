@@ -32,9 +32,13 @@ FALLOCATE: Final = 43
 LSEEK: Final = 46
 
 ASYNC_READ: Final = 1 << 0
+ATOMIC_O_TRUNC: Final = 1 << 3
 BIG_WRITES: Final = 1 << 5
 ASYNC_DIO: Final = 1 << 15
 MAX_PAGES: Final = 1 << 22
+INIT_EXT: Final = 1 << 30
+"""There is a second word of flags; those of Linux 6.6 and newer:"""
+DIRECT_IO_ALLOW_MMAP: Final = 1 << 4
 
 OPEN_DIRECT_IO: Final = 1 << 0
 OPEN_PARALLEL_DIRECT_WRITES: Final = 1 << 6
@@ -43,13 +47,16 @@ SET_MODE: Final = 1 << 0
 SET_UID: Final = 1 << 1
 SET_GID: Final = 1 << 2
 SET_SIZE: Final = 1 << 3
+SET_TIMES: Final = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 10
 
 IN: Final = struct.Struct("=IIQQIIIHH")
 """Length, opcode, unique, node, uid, gid, pid, length of extensions in eights, padding."""
 OUT: Final = struct.Struct("=IiQ")
 """Length, negative errno or 0, unique."""
 INIT_IN: Final = struct.Struct("=IIII")
-"""Major, minor, max_readahead, flags; newer kernels send more."""
+"""Major, minor, max_readahead, flags; newer kernels send more: INIT_MORE, and what nobody uses."""
+INIT_MORE: Final = struct.Struct("=I")
+"""The second word of flags, where INIT_EXT is set."""
 INIT_OUT: Final = struct.Struct("=IIIIHHIIHHI28x")
 """Major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran, max_pages,
 map_alignment, flags2."""

@@ -21,20 +21,21 @@ _SEGMENTS: Final = 128 - 2
 _MAX_SECTORS: Final = (1 << 31) // SECTOR
 _MAY_UNMAP = int(WriteFlag.MAY_UNMAP)
 _UNMAP: Final = 1
+_SERIAL: Final = b"vhost_user_blk".ljust(wire.ID_BYTES, b"\0")
+"""Every disk's, as it is QEMU's."""
 
 
 class Disk:
     """The device behind all queues of a connection. Requests come from any thread.
 
-    block: logical block size, bytes. serial: at most 20 bytes.
+    block: logical block size, bytes.
     """
 
-    def __init__(self, backend: BlockBackend, *, writable: bool, block: int, queues: int, serial: str) -> None:
+    def __init__(self, backend: BlockBackend, *, writable: bool, block: int, queues: int) -> None:
         self._backend = backend
         self._writable = writable
         self._block = block
         self._queues = queues
-        self._serial = serial.encode()[: wire.ID_BYTES]
 
     def features(self) -> int:
         """Bits of the virtio features that the device has."""
@@ -51,11 +52,14 @@ class Disk:
 
     def config(self) -> bytes:
         """The configuration space."""
-        sectors = self._backend.node.length // SECTOR
+        sectors = self._sectors()
         return wire.BLK_CONFIG.pack(
             *(sectors, 0, _SEGMENTS, 0, 0, 0, self._block, 0, 0, 1, 1, self._backend.write_cache, 0, self._queues),
             *(_MAX_SECTORS, 1, self._block // SECTOR, _MAX_SECTORS, 1, 1),
         )
+
+    def _sectors(self) -> int:
+        return -(-self._backend.node.length // SECTOR)
 
     def set_write_cache(self, on: bool) -> None:
         """The driver chooses between writeback and writethrough."""
@@ -87,7 +91,7 @@ class Disk:
             self._backend.flush()
             return 0
         if kind == wire.BLK_GET_ID:
-            return _scatter(self._serial.ljust(wire.ID_BYTES, b"\0"), writable)
+            return _scatter(_SERIAL, writable)
         if kind not in (wire.BLK_OUT, wire.BLK_DISCARD_REQUEST, wire.BLK_WRITE_ZEROES_REQUEST):
             raise OSError(errno.ENOTSUP, "unknown request")
         if not self._writable:
@@ -106,7 +110,7 @@ class Disk:
         size = sum(map(len, parts))
         if size % SECTOR or sector % (self._block // SECTOR):
             raise OSError(errno.EINVAL, "a request that is not aligned")
-        if sector * SECTOR + size > self._backend.node.length:
+        if sector + size // SECTOR > self._sectors():
             raise OSError(errno.EINVAL, "a request beyond the end")
 
     def _read(self, offset: int, writable: list[memoryview]) -> int:
@@ -117,10 +121,12 @@ class Disk:
         return offset - start
 
     def _range(self, kind: int, data: bytes) -> None:
-        if len(data) != wire.BLK_RANGE.size:
+        if len(data) < wire.BLK_RANGE.size:
+            raise OSError(errno.EINVAL, "not a whole range")
+        if len(data) > wire.BLK_RANGE.size:
             raise OSError(errno.ENOTSUP, "one range at a time")
         sector, count, flags = wire.BLK_RANGE.unpack(data)
-        if count > _MAX_SECTORS or (sector + count) * SECTOR > self._backend.node.length:
+        if count > _MAX_SECTORS or sector + count > self._sectors():
             raise OSError(errno.EINVAL, "a range beyond the end")
         if kind == wire.BLK_DISCARD_REQUEST:
             if flags:

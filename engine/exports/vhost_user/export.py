@@ -53,7 +53,7 @@ class VhostUserBlkExport(Export):
         block = self._own.logical_block_size if self._own.logical_block_size is not None else _SMALLEST_BLOCK
         if not _SMALLEST_BLOCK <= block <= _LARGEST_BLOCK:
             raise GenericError(
-                f"Property {self.id}.logical-block-size doesn't take value {block} "
+                f"Property {self.id}.logical-block-size doesn't take value {block - (block >> 63 << 64)} "
                 f"(minimum: {_SMALLEST_BLOCK}, maximum: {_LARGEST_BLOCK})"
             )
         if block & (block - 1):
@@ -68,7 +68,7 @@ class VhostUserBlkExport(Export):
             if self._own.addr.type == "fd":
                 raise GenericError("only QEMU supports file descriptor passing")
             raise GenericError("Only socket address types 'unix' and 'fd' are supported")
-        self._disk = Disk(self.backend, writable=self.writable, block=block, queues=queues, serial=self.id)
+        self._disk = Disk(self.backend, writable=self.writable, block=block, queues=queues)
         self._queues = queues
         self._listening = listen_unix(address)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -116,6 +116,8 @@ class Session:
             payload = self._receive(size) if size else b""
             for fd in fds:
                 os.set_inheritable(fd, False)
+                # Nobody waits for the other side, whatever it has sent (a pipe that it does not empty).
+                os.set_blocking(fd, False)
             answer = self._handle(request, payload, fds)
             if answer is None and flags & wire.FLAG_NEED_REPLY and self._reply_ack:
                 answer = wire.U64.pack(0)
@@ -263,7 +265,6 @@ class Session:
         poll = select.poll()
         poll.register(queue.kick, select.POLLIN)
         poll.register(queue.wake, select.POLLIN)
-        os.set_blocking(queue.kick, False)
         try:
             while not queue.stop.is_set():
                 element = ring.pop()

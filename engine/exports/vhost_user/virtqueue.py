@@ -98,6 +98,8 @@ class Virtqueue:
                 table, count, index = self._memory.at(address, length), length // wire.DESC.size, 0
                 left = count
                 continue
+            if element.writable and not flags & wire.DESC_WRITE:
+                raise BadAddress("something to read behind what is to be written")
             total += length
             if total >= _MAX_LENGTH:
                 raise BadAddress("a request of 4 GiB or more")

@@ -13,7 +13,8 @@ from engine.qapi import to_wire
 def _is_allocated(call: Call, offset: int, length: int) -> tuple[bool, int]:
     """(whether this layer has it, for how many bytes)."""
     extent = call.backend.block_status(offset, length, False)
-    return bool(extent.flags & Status.ALLOCATED), extent.length
+    # Behind the end is the rest of the last sector, which nobody else has.
+    return bool(extent.flags & Status.ALLOCATED) or offset >= call.backend.node.length, extent.length
 
 
 @io_command("alloc", "a", words=(1, 2), args="offset [count]", oneline="checks if offset is allocated in the file")

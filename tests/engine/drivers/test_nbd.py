@@ -257,11 +257,22 @@ def test_an_engine_ends_while_its_server_is_away(pair: Pair) -> None:
     pair.client.close()
 
 
+def test_a_server_that_comes_back_with_more_room_is_the_same(pair: Pair) -> None:
+    pair.serve()
+    node = pair.connect(**{"reconnect-delay": 60})
+    node.write(SIZE - 3, memoryview(b"abc"))
+    pair.stop()
+    pair.server.execute("block_resize", {"node-name": "disk", "size": SIZE * 2})
+    pair.serve()
+    assert read(node, SIZE - 3, 3) == b"abc"
+    assert node.length == SIZE
+
+
 def test_a_server_that_comes_back_as_another_is_not_trusted(pair: Pair) -> None:
     pair.serve()
     node = pair.connect(**{"reconnect-delay": 60})
     pair.stop()
-    pair.server.execute("block_resize", {"node-name": "disk", "size": SIZE * 2})
+    pair.server.execute("block_resize", {"node-name": "disk", "size": SIZE // 2})
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(read, node, 0, 3)
         pair.serve()

@@ -28,6 +28,11 @@ def _can_mount() -> bool:
     return bool(int(status.split()[1], 16) & 1 << 21)  # CAP_SYS_ADMIN
 
 
+def linux() -> tuple[int, ...]:
+    """The kernel's version."""
+    return tuple(int(number) for number in os.uname().release.split(".")[:2])
+
+
 pytestmark = pytest.mark.skipif(not _can_mount(), reason="needs /dev/fuse and the right to mount")
 
 
@@ -77,6 +82,32 @@ def test_a_file_that_cp_and_cmp_take_for_one(mounted: tuple[Serving, Path]) -> N
     run("cmp", path, serving.folder / "copy")
     found = python("s = os.stat(path); print(json.dumps([s.st_size, s.st_blocks * 512, s.st_mode]))", path)
     assert found == [SIZE, (serving.folder / "disk.raw").stat().st_blocks * 512, 0o100600]
+
+
+def test_a_file_copied_over_it_is_what_the_disk_begins_with(mounted: tuple[Serving, Path]) -> None:
+    """cp, dd and the shell empty a file before they write to it; the disk stays as long as it is."""
+    serving, path = mounted
+    data = os.urandom(MIB)
+    (serving.folder / "data").write_bytes(data)
+    export(serving, path, writable=True)
+    run("cp", serving.folder / "data", path)
+    assert (serving.folder / "disk.raw").read_bytes() == data + bytes(SIZE - MIB)
+    run("sh", "-c", f"printf xyz > {path}")
+    assert (serving.folder / "disk.raw").read_bytes() == b"xyz" + data[3:] + bytes(SIZE - MIB)
+    assert serving.engine.graph.nodes["disk"].length == SIZE
+
+
+@pytest.mark.skipif(linux() < (6, 6), reason="Linux maps no such file before 6.6")
+def test_the_file_can_be_mapped_into_memory(mounted: tuple[Serving, Path]) -> None:
+    serving, path = mounted
+    export(serving, path, writable=True)
+    code = """import mmap
+with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+    memory[5000:5003] = b"abc"
+    memory.flush()
+    print(len(memory))"""
+    assert python(code, path) == SIZE
+    assert (serving.folder / "disk.raw").read_bytes()[4999:5004] == b"\0abc\0"
 
 
 def test_what_others_change_is_seen_at_once(mounted: tuple[Serving, Path]) -> None:
@@ -165,12 +196,19 @@ def add(**options: Any) -> Do:
     return Do("block-export-add", {"type": "fuse", "id": "e", "node-name": "f", "mountpoint": MOUNT} | given)
 
 
-def script(code: str) -> Call:
+def options_of(path: Path) -> list[str]:
+    """How it is mounted, but for how much is read at a time."""
+    lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    options = next(words[3] for words in lines if words[1] == str(path))
+    return [option for option in options.split(",") if not option.startswith("max_read=")]
+
+
+def script(code: str, mode: str = "os.O_RDWR") -> Call:
     """Run *code* on the mounted file: the numbers it gets, and errors by their names."""
     lines = "\n".join(f"attempt(lambda: {line})" for line in code.splitlines())
     program = f"""import errno, json
 found = []
-f = os.open(path, os.O_RDWR)
+f = os.open(path, {mode})
 def attempt(what):
     try:
         value = what()
@@ -199,6 +237,7 @@ CASES: dict[str, list[Step]] = {
     ],
     "permissions": [ADD, add(), Do("x-debug-query-block-graph")],
     "permissions of a writer": [ADD, add(writable=True), Do("x-debug-query-block-graph")],
+    "permissions of a file that would grow": [ADD, add(growable=True), Do("x-debug-query-block-graph")],
     "permissions of a growing file": [ADD, add(writable=True, growable=True), Do("x-debug-query-block-graph")],
     "writable": [
         ADD,
@@ -214,9 +253,50 @@ os.posix_fallocate(f, 1 << 20, 4096)
 os.ftruncate(f, 3 << 20)
 os.fstat(f).st_size
 os.lseek(f, 2 << 20, os.SEEK_DATA)
-os.lseek(f, 3 << 20, os.SEEK_HOLE)"""
+os.lseek(f, 3 << 20, os.SEEK_HOLE)
+os.lseek(f, (3 << 20) + 1, os.SEEK_HOLE)
+os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+os.stat(path).st_size"""
         ),
     ],
+    "half a sector at the end": [
+        Call(lambda where: os.truncate(where / "a.raw", 1000)),
+        ADD,
+        add(writable=True),
+        script(
+            """os.stat(path).st_size
+os.pread(f, 2000, 0).hex()
+os.lseek(f, 0, os.SEEK_HOLE)
+os.lseek(f, 1010, os.SEEK_HOLE)
+os.lseek(f, 1024, os.SEEK_HOLE)
+os.lseek(f, 1025, os.SEEK_HOLE)
+os.lseek(f, 1010, os.SEEK_DATA)
+os.pwrite(f, b"x" * 100, 1000)
+os.stat(path).st_size"""
+        ),
+        Call(lambda where: os.stat(where / "a.raw").st_size),
+    ],
+    **{
+        f"modes and owners, {allow_other=}, {writable=}": [
+            ADD,
+            add(writable=writable, allow_other=allow_other),
+            script(
+                """os.utime(path)
+os.utime(path, (1, 2))
+os.chmod(path, 0o400)
+os.chmod(path, 0o700)
+os.chmod(path, 0o644)
+os.chmod(path, 0o440)
+os.chown(path, 1, -1)
+os.chown(path, -1, 2)
+[os.stat(path).st_mode, os.stat(path).st_uid, os.stat(path).st_gid]""",
+                mode="os.O_RDONLY",
+            ),
+            Call(lambda where: options_of(where / "mount")),
+        ]
+        for allow_other in ("off", "on", "auto")
+        for writable in (False, True)
+    },
     "growable": [
         ADD,
         add(writable=True, growable=True),
