@@ -230,8 +230,9 @@ class Disk:
                 self._announce(kind, exc, action)
                 return
             if action is BlockErrorAction.REPORT:
-                self._announce(kind, exc, action)
+                # Who hears of it may ask for the figures.
                 stats.failed(kind, started)
+                self._announce(kind, exc, action)
                 raise exc
             if self.backend.io_status == "ok":
                 self.backend.io_status = "nospace" if exc.errno == errno.ENOSPC else "failed"
