@@ -47,7 +47,7 @@ def exports(quick: bool) -> Iterable[Row]:
 
 def copies(quick: bool, *, no_flush: bool) -> Iterable[Row]:
     """Jobs with the disk they write to, or without: then only what the two programs do counts."""
-    return jobs.rows((256 if quick else 512) << 20, 3 if quick else 5, tempfile.gettempdir(), no_flush=no_flush)
+    return jobs.rows(256 << 20, 3 if quick else 5, tempfile.gettempdir(), no_flush=no_flush)
 
 
 SECTIONS: dict[str, tuple[str, Section]] = {
