@@ -45,7 +45,6 @@ _ZERO_HERE = int(Status.ZERO | Status.OFFSET_VALID)
 _FUA, _MAY_UNMAP = int(WriteFlag.FUA), int(WriteFlag.MAY_UNMAP)
 _DIRECT_ALIGNMENT = 4096
 _SECTOR = 512
-_IOV_CHUNK = 1 << 30
 
 
 class BlockdevAioOptions(Enum):

@@ -24,7 +24,6 @@ RELEASE: Final = 18
 FSYNC: Final = 20
 FLUSH: Final = 25
 INIT: Final = 26
-ACCESS: Final = 34
 INTERRUPT: Final = 36
 DESTROY: Final = 38
 BATCH_FORGET: Final = 42

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
 import pytest
 
 from engine.nbd import protocol as nbd
-from tests.engine.exports.client import Client
+from tests.engine.exports.client import Client, Gone
 from tests.engine.exports.conftest import SIZE, Serving
 
 ACK = (nbd.REP_ACK, b"")
@@ -141,7 +142,8 @@ def test_requests_of_the_other_form(serving: Serving) -> None:
             client.go()
             client.extended = not extended
             client.request(nbd.CMD_READ, 0, 512)
-            client.send(bytes(8))
+            with suppress(Gone):  # a compact head may have been enough
+                client.send(bytes(8))
             assert client.gone
 
 
