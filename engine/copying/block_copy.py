@@ -31,6 +31,8 @@ log = logging.getLogger("engine.jobs")
 SMALLEST_CLUSTER = 64 << 10
 LARGEST_CHUNK = 4 << 20
 """Data bytes of one task: large enough for full speed, small enough that a guest waits little for it."""
+BACKGROUND_CHUNK = 8 << 20
+"""The same for a task that no guest has asked for: enough to have many pieces in flight to a server."""
 LONGEST_RUN = 1 << 30
 """Bytes that one question about zeros and holes may cover."""
 _SHORT = 1 << 20
@@ -240,7 +242,7 @@ class BlockCopy:
                 return False
             self._cursor = task.offset + task.length
         try:
-            self._perform(task, most or LARGEST_CHUNK)
+            self._perform(task, most or BACKGROUND_CHUNK)
         except Exception:
             return False  # part_of has it
         return True

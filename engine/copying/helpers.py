@@ -15,7 +15,7 @@ BUFFER: Final = 1 << 20
 """Bytes moved at once. The processor's caches still hold what a read of so much brought, and servers get the memory for
 it without asking the system."""
 _MOST_HELPERS: Final = 3
-_REMOTE_HELPERS: Final = 14
+_REMOTE_HELPERS: Final = 30
 
 _T = TypeVar("_T")
 
@@ -101,5 +101,5 @@ def _work(todo: deque[_T], work: Callable[[_T], None]) -> None:
 
 host = Helpers(min(len(os.sched_getaffinity(0)) - 1, _MOST_HELPERS))
 """For files of the host: more than there are processors gain nothing."""
-remote = Helpers(_REMOTE_HELPERS, at_once=7)
+remote = Helpers(_REMOTE_HELPERS, at_once=15)
 """For what waits for others: the next piece is on its way while one is written."""

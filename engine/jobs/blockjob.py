@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from engine.jobs.manager import JobManager
 
 SMALLEST_STEP = 64 << 10
-LARGEST_STEP = 8 << 20
+LARGEST_STEP = 16 << 20
 """Bytes done between two checkpoints: enough to run at full speed, little enough to stop at once."""
 
 
