@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from engine.copying import helpers
@@ -258,22 +258,31 @@ class Copier:
         if not data or len(data) == len(pieces):
             return False
         target = self._target
-        with target.holding(offset, length):
-            try:
-                plan = target.plan_runs(offset, [(piece.length, kind) for piece, kind in pieces])
-            except OSError as exc:
-                raise CopyError(exc, False) from exc
-            if plan is None or not self._carry_out(plan, data, offset, offset + length):
-                return False
-        for host, host_offset, size in plan.extents:
-            host.after_host_write(host_offset, size)
+        runs = [(piece.length, kind) for piece, kind in pieces]
+        if not self._by_plan(lambda: target.plan_runs(offset, runs), data, offset, length):
+            return False
         for piece, kind in pieces:
             if kind != HOLE:
                 target.placed(piece.offset, piece.length)
-        moved = sum(piece.length for piece in data)
-        self.host_bytes += moved
-        self._writeback.wrote(moved)
+        self._moved(sum(piece.length for piece in data))
         return True
+
+    def _by_plan(self, make: Callable[[], WritePlan | None], pieces: list[Piece], offset: int, length: int) -> bool:
+        """Have a plan made for the range and copy *pieces* by it; False: nothing visible has changed."""
+        with self._target.holding(offset, length):
+            try:
+                plan = make()
+            except OSError as exc:
+                raise CopyError(exc, False) from exc
+            if plan is None or not self._carry_out(plan, pieces, offset, offset + length):
+                return False
+        for host, host_offset, size in plan.extents:
+            host.after_host_write(host_offset, size)
+        return True
+
+    def _moved(self, length: int) -> None:
+        self.host_bytes += length
+        self._writeback.wrote(length)
 
     def _carry_out(self, plan: WritePlan, pieces: list[Piece], start: int, stop: int) -> bool:
         """Copy into the plan's extents and commit it; False where that can't be: the plan is aborted."""
@@ -337,20 +346,10 @@ class Copier:
     def _in_files(self, pieces: list[Piece], offset: int, length: int) -> bool:
         """Copy from host file to host file; False when that does not work here, nothing visible has changed then."""
         target = self._target
-        if not self._through[1]:
+        if not self._through[1] or not self._by_plan(lambda: target.plan(offset, length), pieces, offset, length):
             return False
-        with target.holding(offset, length):
-            try:
-                plan = target.plan(offset, length)
-            except OSError as exc:
-                raise CopyError(exc, False) from exc
-            if plan is None or not self._carry_out(plan, pieces, offset, offset + length):
-                return False
-        for host, host_offset, size in plan.extents:
-            host.after_host_write(host_offset, size)
         target.placed(offset, length)
-        self.host_bytes += length
-        self._writeback.wrote(length)
+        self._moved(length)
         return True
 
     def _copy_extents(self, pieces: list[Piece], plan: WritePlan, start: int, end: int) -> None:

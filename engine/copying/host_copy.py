@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 from collections import deque
 from collections.abc import Callable
@@ -25,7 +26,6 @@ _BY_PAGES: Final = frozenset({_EXT4_MAGIC, _TMPFS_MAGIC})
 _NOT_IN_KERNEL: Final = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY, errno.EPERM}
 )
-
 
 Read = tuple[int, int, int]
 """(descriptor, offset, bytes)"""
@@ -129,21 +129,14 @@ def _in_kernel(from_fd: int, offset: int, to_fd: int, to_offset: int, length: in
         length -= done
 
 
-def _fstatfs() -> Callable[[int, ctypes.Array[ctypes.c_long]], int] | None:
-    try:
-        found: Callable[[int, ctypes.Array[ctypes.c_long]], int] = ctypes.CDLL(None).fstatfs
-    except (OSError, AttributeError):
-        return None
-    return found
-
-
-_call = _fstatfs()
+@functools.cache
+def _libc_fstatfs() -> Callable[[int, ctypes.Array[ctypes.c_long]], int]:
+    function: Callable[[int, ctypes.Array[ctypes.c_long]], int] = ctypes.CDLL(None).fstatfs
+    return function
 
 
 def copies_by_pages(descriptor: int) -> bool:
     """Whether copy_file_range has no better way to copy into that file than from page to page."""
-    if _call is None:
-        return False
     # f_type is the first member of struct statfs, a long; the whole takes 120 bytes, or less.
     place = (ctypes.c_long * 32)()
-    return _call(descriptor, place) == 0 and place[0] in _BY_PAGES
+    return _libc_fstatfs()(descriptor, place) == 0 and place[0] in _BY_PAGES

@@ -420,8 +420,9 @@ class FilterDriver(Driver):
 
     def refresh_limits(self) -> None:
         # A filter that has lost its child (a job's, say) has no limits to take over.
-        if any(edge.role & Role.FILTERED for edge in self.node.children.values()):
-            self.limits = self.filtered.child.driver.limits
+        for edge in self.node.children.values():
+            if edge.role & Role.FILTERED:
+                self.limits = edge.child.driver.limits
 
     @property
     def own_alignment(self) -> int:

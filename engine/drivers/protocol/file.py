@@ -16,7 +16,7 @@ from engine.drivers.protocol import attributes, hostfile
 from engine.drivers.protocol.data_map import DataMap
 from engine.drivers.protocol.locks import ImageLock, ofd_locks_work
 from engine.drivers.protocol.resizing import resize_file
-from engine.drivers.protocol.writeback import Writeback
+from engine.drivers.protocol.writeback import FileWriteback
 from engine.errors import GenericError, os_error_text
 from engine.graph.driver import (
     CreateContext,
@@ -120,7 +120,7 @@ class HostFileDriver(Driver):
         self._zero_support = True
         self._discard_support = True
         self._truncate_lock = threading.Lock()
-        self._writeback = Writeback()
+        self._writeback = FileWriteback()
         self._map = DataMap()
         read_only = self.node.read_only or self.node.auto_read_only
         try:

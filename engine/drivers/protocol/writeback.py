@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from engine.drivers.protocol import hostfile
 
 
-class Writeback:
+class FileWriteback:
     """What one file has going on. start() in any thread; settle() before the descriptor is closed."""
 
     def __init__(self) -> None:
