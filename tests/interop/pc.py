@@ -2,18 +2,34 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.interop.differential import OurPeer, Step, Transcript, assert_same
+from tests.interop.differential import Do, OurPeer, Step, Transcript, assert_same
 
 Device = Mapping[str, Any]
 
+MIB = 1 << 20
+NULL = {"driver": "null-co", "size": MIB, "read-zeroes": True}
+CONT, RUNNING = Do("cont"), Do("query-status")
+
 _IDLE = bytes.fromhex("faf4ebfc")
 """cli; hlt; jump back."""
+
+
+def hmp(line: str) -> Do:
+    return Do("human-monitor-command", {"command-line": line})
+
+
+def make_files(where: Path) -> None:
+    """Media of 1 MiB: a.raw, c.raw and b.qcow2."""
+    (where / "a.raw").write_bytes(b"a" * MIB)
+    (where / "c.raw").write_bytes(b"c" * MIB)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(where / "b.qcow2"), "1M"], check=True, timeout=30)
 
 
 def firmware(where: Path, code: bytes = b"") -> Path:

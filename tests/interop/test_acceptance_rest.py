@@ -12,17 +12,13 @@ import pytest
 
 from tests.interop.cases import FLAT, GRAPH, MIB, NODES, add, delete, file, io, reopen, wire_names
 from tests.interop.differential import Call, Do, Step, WaitEvent
-from tests.interop.pc import both
+from tests.interop.pc import both, hmp
 from tests.qemu import QemuImages
 
 BLOCK = Do("query-block")
 STATS = Do("query-blockstats")
 GROWTH = {"actual-size", "wr_highest_offset"}
 """How files grow is each side's own business."""
-
-
-def hmp(line: str) -> Do:
-    return Do("human-monitor-command", {"command-line": line})
 
 
 def do(command: str, **arguments: Any) -> Do:

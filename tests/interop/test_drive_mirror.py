@@ -28,7 +28,7 @@ from tests.interop.mirroring import (
     status,
     verb,
 )
-from tests.interop.pc import both
+from tests.interop.pc import both, hmp
 from tests.qemu import QemuImages
 
 pytestmark = pytest.mark.usefixtures("qsd")
@@ -195,10 +195,6 @@ MISTAKES: list[Step] = [
     drive(target="json:{}", mode="existing"),
     *LOOK,
 ]
-
-
-def hmp(line: str) -> Do:
-    return Do("human-monitor-command", {"command-line": line})
 
 
 def guest(where: str = "top") -> list[Step]:

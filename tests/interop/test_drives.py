@@ -13,6 +13,7 @@ import pytest
 from engine.engine import Engine
 from engine.errors import QMPError
 from tests.interop.differential import Do, OurPeer, Step, assert_same
+from tests.interop.pc import hmp
 from tests.qemu import QemuImages
 
 ROOT = Path(__file__).parents[2]
@@ -175,10 +176,6 @@ def test_same_device(text: str, folder: Path, images: QemuImages, monkeypatch: p
         ignore={"qdev"},
         ours=ours,
     )
-
-
-def hmp(line: str) -> Do:
-    return Do("human-monitor-command", {"command-line": line})
 
 
 MONITOR: dict[str, Sequence[Step]] = {

@@ -15,6 +15,7 @@ import pytest
 
 from engine.nbd import protocol as nbd
 from tests.interop.differential import SYSTEM_EMULATOR, Do, Step, WaitEvent, assert_same
+from tests.interop.pc import hmp
 from tests.qemu import QemuImages
 
 pytestmark = pytest.mark.usefixtures("qsd", "qemu_nbd")
@@ -214,10 +215,6 @@ def test_like_the_daemon(case: str, servers: Servers, tmp_path: Path, images: Qe
 
 URI = "nbd+unix:///e?socket=$DIR/sock"
 BLOCK = Do("query-block")
-
-
-def hmp(line: str) -> Do:
-    return Do("human-monitor-command", {"command-line": line})
 
 
 NAMED: dict[str, list[Step]] = {
