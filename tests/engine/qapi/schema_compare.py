@@ -5,20 +5,18 @@ Type names in query-qmp-schema are numbers without meaning, so types are compare
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 from typing import Any
+
+from tests.qemu import storage_daemon
 
 Info = dict[str, Any]
 
 
 def daemon_schema() -> list[Info]:
     """Return what qemu-storage-daemon answers to query-qmp-schema."""
-    talk = "".join(f'{{"execute": "{name}"}}\n' for name in ("qmp_capabilities", "query-qmp-schema", "quit"))
-    command = ["qemu-storage-daemon", "--chardev", "stdio,id=m", "--monitor", "chardev=m,mode=control"]
-    done = subprocess.run(command, input=talk.encode(), capture_output=True, check=True, timeout=30)
-    schema: list[Info] = json.loads(done.stdout.splitlines()[2])["return"]
+    with storage_daemon("qemu-storage-daemon") as daemon:
+        schema: list[Info] = daemon.ask("query-qmp-schema")["return"]
     return schema
 
 
