@@ -201,7 +201,7 @@ class BlockmonApp(CommandingApp):
         return status
 
     def _model_changed(self, changes: Changes) -> None:
-        if not self._built or self._exit:
+        if not self._built or self._exit or not self.graph.is_attached:  # or it is about to end
             return
         self.graph.model_changed(changes)
         self.jobs.model_changed(changes)
